@@ -1,0 +1,147 @@
+# The project's commands. `make help` lists them.
+#
+# `make demo` and `make test` set up what they need in .venv. With PYTHON=<interpreter that has PyTorch> they use
+# that interpreter as it is, with the package built in place, and need no network.
+
+CC ?= cc
+CFLAGS ?= -O2
+WERROR ?=
+BASE_PYTHON ?= python3
+PYTHON ?=
+RESULTS ?= results
+# Where the C objects and test programs go, and what runs the test programs (an emulator, where needed).
+BUILD ?= build
+RUNNER ?=
+
+FLAGS := -std=gnu11 -fPIC -fvisibility=hidden -fexceptions -Wall -Wextra -I.
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+LIBS := -Wl,--as-needed -ldl -lpthread -lm
+
+LIBRARY_SOURCES := $(sort $(wildcard generator/*.c cache/*.c runtime/*.c))
+BINDING_SOURCES := $(sort $(wildcard python/*.c))
+TEST_SOURCES := $(sort $(wildcard tests/c/test_*.c))
+TESTS := $(TEST_SOURCES:tests/c/%.c=%)
+C_FILES := $(filter-out third_party/%, $(sort $(wildcard \
+  generator/*.[ch] cache/*.[ch] runtime/*.[ch] python/*.[ch] examples/*.c tests/c/*.[ch] templates/common/*.h)))
+DIGEST_FILES := $(sort $(wildcard generator/*.c generator/*.h templates/common/*))
+DIGEST := $(shell cat $(DIGEST_FILES) | sha256sum | cut -c 1-16)
+DEFINES = -DFA_SOURCE_DIGEST='"$(DIGEST)"' -DFA_TEMPLATE_DIR='"$(CURDIR)/templates"'
+
+PACKAGE_LIBRARY := python/flash_attention/_flash_attention.so
+VENV := .venv
+ifeq ($(PYTHON),)
+  PY := $(CURDIR)/$(VENV)/bin/python
+  TOOLS := $(CURDIR)/$(VENV)/bin/
+  DEMO_READY := $(VENV)/.demo
+  TEST_READY := $(VENV)/.test
+else
+  PY := $(PYTHON)
+  TOOLS :=
+  DEMO_READY :=
+  TEST_READY :=
+endif
+RUN := PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
+
+.PHONY: all demo test lint format check-c check-sanitized check-neon check-python bench clean help
+.DELETE_ON_ERROR:
+
+all: $(BUILD)/libflash_attention.so $(BUILD)/plain_c ## the C library and the plain C example, without Python (default)
+
+demo: $(PACKAGE_LIBRARY) $(DEMO_READY) ## train a small language model with this attention and with PyTorch's
+	$(RUN) examples/demo.py --output $(RESULTS) $(if $(TEXT),--text "$(TEXT)") $(ARGS)
+
+test: $(PACKAGE_LIBRARY) $(TEST_READY) ## everything that CI checks: linters, C tests (also sanitized), pytest
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory check-c WERROR=-Werror
+	$(MAKE) --no-print-directory check-sanitized WERROR=-Werror
+	$(MAKE) --no-print-directory check-neon
+	$(MAKE) --no-print-directory check-python
+
+lint: $(TEST_READY) ## clang-format, clang-tidy, ruff and mypy
+	$(TOOLS)clang-format --dry-run -Werror $(C_FILES)
+	printf '%s\n' $(filter %.c, $(C_FILES)) | xargs -P 2 -n 3 sh -c \
+	  '"$(TOOLS)clang-tidy" --quiet "$$@" -- -std=gnu11 -I. -DFA_SOURCE_DIGEST=\"0\" -DFA_TEMPLATE_DIR=\"templates\"' lint
+	$(TOOLS)ruff check .
+	$(TOOLS)ruff format --check .
+	$(TOOLS)mypy
+
+format: $(TEST_READY) ## rewrite every file as the linters want it
+	$(TOOLS)clang-format -i $(C_FILES)
+	$(TOOLS)ruff check --fix .
+	$(TOOLS)ruff format .
+
+check-python: $(PACKAGE_LIBRARY) $(TEST_READY) ## pytest; ARGS="-k name" selects
+	$(RUN) -m pytest $(ARGS)
+
+bench: $(PACKAGE_LIBRARY) $(DEMO_READY) ## measure against PyTorch on this machine: table, CSV, PNG
+	$(RUN) -m flash_attention bench --output $(RESULTS) $(ARGS)
+
+check-c: $(TESTS:%=$(BUILD)/tests/%.passed) ## the C tests
+	@echo "$(words $(TESTS)) C test programs passed ($(BUILD))"
+
+check-sanitized: ## the C tests under AddressSanitizer and UBSan
+	$(MAKE) --no-print-directory check-c BUILD=build/sanitized CFLAGS='$(SANITIZE)'
+
+NEON_CC := aarch64-linux-gnu-gcc
+NEON_RUNNER := qemu-aarch64 -L /usr/aarch64-linux-gnu
+NEON_TESTS := $(filter test_runtime% test_generator% test_kernel%, $(TESTS))
+
+check-neon: ## the C tests of the kernels for aarch64 in an emulator, where it and a cross compiler are installed
+	@if command -v $(NEON_CC) >/dev/null && command -v $(firstword $(NEON_RUNNER)) >/dev/null; then \
+	  $(MAKE) --no-print-directory check-c BUILD=build/neon CC=$(NEON_CC) RUNNER='$(NEON_RUNNER)' \
+	    TESTS='$(NEON_TESTS)'; \
+	else \
+	  echo "neon not tested: needs $(NEON_CC) and qemu-aarch64 (Debian: gcc-aarch64-linux-gnu, qemu-user)"; \
+	fi
+
+clean: ## remove what was built; the virtual environment stays
+	rm -rf build dist $(RESULTS) python/*.egg-info $(PACKAGE_LIBRARY)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3 takes an interpreter that has PyTorch instead of .venv; TEXT=file is the demo's text."
+
+# --- libraries ---------------------------------------------------------------------------------------------------
+
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) $(WERROR) $(CFLAGS) $(DEFINES) -MMD -MP -c $< -o $@
+
+# The digest is compiled in: whatever changes it rebuilds the objects.
+$(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.o): $(DIGEST_FILES)
+
+$(BUILD)/libflash_attention.so: $(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.o)
+	$(CC) $(CFLAGS) -shared $^ -o $@ $(LIBS)
+
+$(BUILD)/plain_c: examples/plain_c.c $(BUILD)/libflash_attention.so
+	$(CC) $(FLAGS) $(CFLAGS) $< -o $@ -L$(BUILD) -lflash_attention -Wl,-rpath,'$$ORIGIN' $(LIBS)
+
+# Finds its templates beside itself, not where it was built.
+$(PACKAGE_LIBRARY): $(LIBRARY_SOURCES) $(BINDING_SOURCES) $(DIGEST_FILES) $(wildcard cache/*.h runtime/*.h python/*.h)
+	$(CC) $(FLAGS) $(CFLAGS) -DFA_SOURCE_DIGEST='"$(DIGEST)"' -shared $(filter %.c, $^) -o $@ $(LIBS)
+
+# --- C tests: each file is a program that links the whole library -------------------------------------------------
+
+$(BUILD)/tests/%: $(BUILD)/obj/tests/c/%.o $(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.o)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
+
+$(BUILD)/tests/%.passed: $(BUILD)/tests/%
+	$(RUNNER) $<
+	@touch $@
+
+.SECONDARY:
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# --- the virtual environment --------------------------------------------------------------------------------------
+
+$(VENV)/bin/python:
+	$(BASE_PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml setup.py | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install -e '.[progress,plot]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(VENV)/bin/python -m pip install -e '.[progress,plot,test,lint]'
+	@touch $@
