@@ -20,8 +20,8 @@ int fa_config_format(const fa_config *config, char *text, size_t text_size) {
     return -1;
   text[0] = '\0';
   for (int i = 0; i < config->count; i++) {
-    int length = snprintf(text + used, text_size - used, "%s%s=%d", i ? "," : "", config->item[i].name,
-                          config->item[i].value);
+    int length =
+        snprintf(text + used, text_size - used, "%s%s=%d", i ? "," : "", config->item[i].name, config->item[i].value);
     if (length < 0 || (size_t)length >= text_size - used)
       return -1;
     used += (size_t)length;
@@ -32,8 +32,7 @@ int fa_config_format(const fa_config *config, char *text, size_t text_size) {
 static const char *skip_blanks(const char *text) { return text + strspn(text, " \t\n"); }
 
 /* One "name=value" of the text; returns where it ends, or NULL with a message. */
-static const char *parse_item(const char *text, fa_config *config, bool *was_set, char *message,
-                              size_t message_size) {
+static const char *parse_item(const char *text, fa_config *config, bool *was_set, char *message, size_t message_size) {
   size_t length = strcspn(text, "=, \t\n");
   int printed = (int)(length > 60 ? 60 : length), i = 0;
   const char *digits = skip_blanks(text + length);

@@ -30,8 +30,7 @@ bool fa_scan_fail_here(fa_scanner *scanner, const char *expected) {
   const char *stop = scanner->position + 1;
   while (stop < scanner->end && stop - scanner->position < 40 && !is_blank(*stop))
     stop++;
-  return fa_scan_fail(scanner, "%s expected, not '%.*s'", expected, (int)(stop - scanner->position),
-                      scanner->position);
+  return fa_scan_fail(scanner, "%s expected, not '%.*s'", expected, (int)(stop - scanner->position), scanner->position);
 }
 
 void fa_scan_blanks(fa_scanner *scanner) {
@@ -104,8 +103,7 @@ static bool apply(fa_scanner *scanner, const char *operation, fa_value left, fa_
   if (equal || unequal) {
     if (left.is_text != right.is_text)
       return fa_scan_fail(scanner, "'%s' cannot compare text with a number", operation);
-    bool same = left.is_text ? left.length == right.length && !memcmp(left.text, right.text, left.length)
-                              : a == b;
+    bool same = left.is_text ? left.length == right.length && !memcmp(left.text, right.text, left.length) : a == b;
     *number = same == equal;
     return true;
   }
@@ -217,7 +215,8 @@ static bool read_unary(fa_scanner *scanner, fa_value *value) {
 }
 
 /* Operators of each level of precedence, weakest first; longer ones before their beginnings. */
-static const char *const levels[][5] = {{"||"}, {"&&"}, {"==", "!="}, {"<=", ">=", "<", ">"}, {"+", "-"}, {"*", "/", "%"}};
+static const char *const levels[][5] = {{"||"},     {"&&"},         {"==", "!="}, {"<=", ">=", "<", ">"},
+                                        {"+", "-"}, {"*", "/", "%"}};
 enum { LEVEL_OR = 0, LEVEL_AND = 1, LEVEL_EQUAL = 2, LEVEL_LESS = 3, NUM_LEVELS = 6 };
 
 static bool read_level(fa_scanner *scanner, int level, fa_value *value);

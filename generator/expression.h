@@ -37,9 +37,9 @@ bool fa_expression_read_text(fa_scanner *scanner, fa_value *text);
 
 /* Pieces of a directive around its expressions. */
 void fa_scan_blanks(fa_scanner *scanner);
-size_t fa_scan_name(fa_scanner *scanner, const char **name);       /* length, 0 if there is no name here */
-bool fa_scan_symbol(fa_scanner *scanner, const char *symbol);      /* skips it if it is next */
-bool fa_scan_fail(fa_scanner *scanner, const char *format, ...)    /* sets error unless set; returns false */
+size_t fa_scan_name(fa_scanner *scanner, const char **name);    /* length, 0 if there is no name here */
+bool fa_scan_symbol(fa_scanner *scanner, const char *symbol);   /* skips it if it is next */
+bool fa_scan_fail(fa_scanner *scanner, const char *format, ...) /* sets error unless set; returns false */
     __attribute__((format(printf, 2, 3)));
 /* "unexpected 'x'" for what is next, or "... ends too early". */
 bool fa_scan_fail_here(fa_scanner *scanner, const char *expected);

@@ -47,8 +47,7 @@ int fa_problem_check(const fa_problem *problem, char *message, size_t message_si
   if (problem->dtype != FA_FP32 && problem->dtype != FA_FP16 && problem->dtype != FA_BF16)
     return fail(message, message_size, "dtype is %d; it must be fp32 (0), fp16 (1) or bf16 (2)", (int)problem->dtype);
   if (problem->precision != FA_PRECISION_FULL && problem->precision != FA_PRECISION_REDUCED)
-    return fail(message, message_size, "precision is %d; it must be full (0) or reduced (1)",
-                (int)problem->precision);
+    return fail(message, message_size, "precision is %d; it must be full (0) or reduced (1)", (int)problem->precision);
   if (problem->head_dim < 1 || problem->head_dim > FA_MAX_HEAD_DIM)
     return fail(message, message_size, "head_dim is %d; it must be 1 to %d", problem->head_dim, FA_MAX_HEAD_DIM);
   if (problem->head_dim_v < 1 || problem->head_dim_v > FA_MAX_HEAD_DIM)
@@ -82,8 +81,7 @@ int fa_config_check(const fa_problem *problem, const fa_config *config, char *me
   if (fa_problem_check(problem, message, message_size) != 0)
     return -1;
   if (config->count < 0 || config->count > FA_MAX_CONFIG_ITEMS)
-    return fail(message, message_size, "config has %d items; it must have 0 to %d", config->count,
-                FA_MAX_CONFIG_ITEMS);
+    return fail(message, message_size, "config has %d items; it must have 0 to %d", config->count, FA_MAX_CONFIG_ITEMS);
   return find_family(problem->target)->check_config(problem, config, message, message_size);
 }
 
@@ -135,8 +133,8 @@ static void print_header(fa_text *text, const fa_problem *problem, const fa_conf
   fa_text_print(text, " * in this way\n *   config   ");
   for (int i = 0; i < config->count; i++)
     fa_text_print(text, " %s=%d", config->item[i].name, config->item[i].value);
-  fa_text_print(text, "%s\n * and to be compiled with\n *   options   %s\n", config->count ? "" : " (nothing to choose)",
-                kernel->compile_options);
+  fa_text_print(text, "%s\n * and to be compiled with\n *   options   %s\n",
+                config->count ? "" : " (nothing to choose)", kernel->compile_options);
   fa_text_print(text, " * The functions that a call runs, in this order:");
   for (int i = 0; i < kernel->num_phases; i++)
     fa_text_print(text, "%s %s", i ? "," : "", kernel->phase[i].entry);

@@ -16,18 +16,11 @@
 #include <string.h>
 
 enum {
-  MAX_DEPTH = 64,         /* blocks and includes inside each other: bounds the stack */
-  MAX_LINES = 5000000,    /* lines looked at: ends a runaway loop within a second */
-  MAX_OUTPUT = 64 << 20,  /* bytes */
-  MAX_BLANK_LINES = 2     /* a gap up to this long is filled with blank lines rather than with a #line */
+  MAX_DEPTH = 64,        /* blocks and includes inside each other: bounds the stack */
+  MAX_LINES = 5000000,   /* lines looked at: ends a runaway loop within a second */
+  MAX_OUTPUT = 64 << 20, /* bytes */
+  MAX_BLANK_LINES = 2    /* a gap up to this long is filled with blank lines rather than with a #line */
 };
-
-/* A name defined in a template: a let, or a loop's variable. */
-typedef struct local {
-  const char *name;
-  size_t length;
-  fa_value value;
-} local;
 
 /* Where the expansion is: one for the template and for each include being expanded. */
 typedef struct frame {
@@ -40,12 +33,9 @@ typedef enum stop { STOP_END_OF_FILE, STOP_ELIF, STOP_ELSE, STOP_END } stop;
 
 typedef struct expander {
   const char *template_dir;
-  fa_constants *constants;
   fa_template_file *files;
   frame *at;
-  local *locals;
-  size_t num_locals, locals_capacity;
-  size_t block_start; /* locals from here on belong to the innermost block */
+  fa_scope scope;
   int depth;
   size_t lines_seen;
   fa_text output;
@@ -79,59 +69,13 @@ static bool fail(expander *x, const char *format, ...) {
   return false;
 }
 
-static local *find_local(const expander *x, const char *name, size_t length) {
-  for (size_t i = x->num_locals; i-- > 0;)
-    if (x->locals[i].length == length && !memcmp(x->locals[i].name, name, length))
-      return &x->locals[i];
-  return NULL;
-}
-
-static bool lookup(void *context, const char *name, size_t length, fa_value *value) {
-  expander *x = context;
-  const local *found = find_local(x, name, length);
-  if (found) {
-    *value = found->value;
-    return true;
-  }
-  fa_constant *constant = fa_constants_find(x->constants, name, length);
-  if (!constant)
-    return false;
-  constant->was_read = true;
-  *value = (fa_value){.is_text = constant->text != NULL,
-                      .number = constant->number,
-                      .text = constant->text,
-                      .length = constant->text ? strlen(constant->text) : 0};
-  return true;
-}
-
-static bool add_local(expander *x, const local *added) {
-  if (x->num_locals == x->locals_capacity) {
-    size_t capacity = x->locals_capacity ? 2 * x->locals_capacity : 32;
-    local *locals = realloc(x->locals, capacity * sizeof *locals);
-    if (!locals)
-      return fail(x, "out of memory");
-    x->locals = locals;
-    x->locals_capacity = capacity;
-  }
-  x->locals[x->num_locals++] = *added;
-  return true;
-}
-
-/* A new value for a name of an outer block would be forgotten at the end of this one, which nobody expects: an
- * error. A second let in the same block replaces the first, so a file can be included twice. */
 static bool define(expander *x, const char *name, size_t length, const fa_value *value, bool may_replace) {
-  local *old = find_local(x, name, length);
-  if (may_replace && old && (size_t)(old - x->locals) >= x->block_start) {
-    old->value = *value;
-    return true;
-  }
-  if (old || fa_constants_find(x->constants, name, length))
-    return fail(x, "'%.*s' is already defined", (int)length, name);
-  return add_local(x, &(local){name, length, *value});
+  const char *reason = fa_scope_define(&x->scope, name, length, value, may_replace);
+  return !reason || fail(x, "'%.*s': %s", (int)(length > 200 ? 200 : length), name, reason);
 }
 
 static fa_scanner scan(expander *x, const char *text, size_t length) {
-  return (fa_scanner){.position = text, .end = text + length, .lookup = lookup, .context = x};
+  return (fa_scanner){.position = text, .end = text + length, .lookup = fa_scope_lookup, .context = &x->scope};
 }
 
 /* Nothing but blanks may follow a directive. */
@@ -201,16 +145,14 @@ static bool expand_lines(expander *x, bool active, stop *stopped);
 
 /* The lines of one block: its names end with it. */
 static bool expand_block(expander *x, bool active, stop *stopped) {
-  size_t num_locals = x->num_locals, block_start = x->block_start;
   if (x->depth == MAX_DEPTH)
     return fail(x, "more than %d blocks and includes inside each other", MAX_DEPTH);
-  x->block_start = num_locals;
+  size_t outer = fa_scope_enter(&x->scope);
   x->depth++;
   x->at->line++;
   bool expanded = expand_lines(x, active, stopped);
   x->depth--;
-  x->num_locals = num_locals;
-  x->block_start = block_start;
+  fa_scope_leave(&x->scope, outer);
   return expanded;
 }
 
@@ -274,12 +216,13 @@ static bool expand_for(expander *x, bool active, fa_scanner *scanner) {
   bool run = active && first < end;
   for (long long i = first;; i++) {
     stop kind;
+    size_t outer = fa_scope_enter(&x->scope);
     x->at->line = opened;
     if (run && !define(x, name, length, &(fa_value){.number = i}, false))
       return false;
     if (!expand_block(x, run, &kind))
       return false;
-    x->num_locals -= run;
+    fa_scope_leave(&x->scope, outer);
     if (kind == STOP_END_OF_FILE)
       return fail_unclosed(x, "for", opened);
     if (kind != STOP_END)
@@ -316,8 +259,7 @@ static bool expand_include(expander *x, fa_scanner *scanner) {
   x->depth++;
   bool expanded = expand_lines(x, true, &kind);
   if (expanded && kind != STOP_END_OF_FILE)
-    expanded = fail(x, "'%s' closes nothing",
-                    kind == STOP_END ? "end" : kind == STOP_ELSE ? "else" : "elif");
+    expanded = fail(x, "'%s' closes nothing", kind == STOP_END ? "end" : kind == STOP_ELSE ? "else" : "elif");
   x->depth--;
   x->at = inside.parent;
   return expanded;
@@ -407,7 +349,10 @@ static bool expand_lines(expander *x, bool active, stop *stopped) {
 
 char *fa_template_expand(const char *template_dir, const char *name, fa_constants *constants, char *message,
                          size_t message_size) {
-  expander x = {.template_dir = template_dir, .constants = constants, .message = message, .message_size = message_size};
+  expander x = {.template_dir = template_dir,
+                .scope = {.constants = constants},
+                .message = message,
+                .message_size = message_size};
   for (size_t i = 0; i < constants->count; i++)
     constants->item[i].was_read = false;
   x.files = fa_template_file_read(template_dir, name, strlen(name), message, message_size);
@@ -432,7 +377,7 @@ char *fa_template_expand(const char *template_dir, const char *name, fa_constant
     fa_template_file_free(x.files);
     x.files = next;
   }
-  free(x.locals);
+  free(x.scope.local);
   if (x.failed)
     fa_text_free(&x.output);
   return x.output.data;
