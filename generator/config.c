@@ -40,7 +40,8 @@ static const char *parse_item(const char *text, fa_config *config, bool *was_set
     snprintf(message, message_size, "config is written name=value,name=value, but here it has '%.60s'", text);
     return NULL;
   }
-  while (i < config->count && (strlen(config->item[i].name) != length || memcmp(config->item[i].name, text, length)))
+  while (i < config->count &&
+         (strlen(config->item[i].name) != length || memcmp(config->item[i].name, text, length) != 0))
     i++;
   if (i == config->count) {
     char known[512];

@@ -265,6 +265,7 @@ static bool read_level(fa_scanner *scanner, int level, fa_value *value) {
 }
 
 bool fa_expression_read(fa_scanner *scanner, fa_value *value) {
+  *value = (fa_value){0};
   if (++scanner->depth > MAX_DEPTH)
     return fa_scan_fail(scanner, "the expression is nested too deeply");
   bool read = read_level(scanner, 0, value);

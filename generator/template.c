@@ -215,7 +215,7 @@ static bool expand_for(expander *x, bool active, fa_scanner *scanner) {
   }
   bool run = active && first < end;
   for (long long i = first;; i++) {
-    stop kind;
+    stop kind = STOP_END_OF_FILE;
     size_t outer = fa_scope_enter(&x->scope);
     x->at->line = opened;
     if (run && !define(x, name, length, &(fa_value){.number = i}, false))
@@ -254,7 +254,7 @@ static bool expand_include(expander *x, fa_scanner *scanner) {
   if (x->depth == MAX_DEPTH)
     return fail(x, "more than %d blocks and includes inside each other", MAX_DEPTH);
   frame inside = {.parent = x->at, .file = file};
-  stop kind;
+  stop kind = STOP_END_OF_FILE;
   x->at = &inside;
   x->depth++;
   bool expanded = expand_lines(x, true, &kind);
@@ -359,7 +359,7 @@ char *fa_template_expand(const char *template_dir, const char *name, fa_constant
   if (!x.files)
     return NULL;
   frame top = {.file = x.files};
-  stop kind;
+  stop kind = STOP_END_OF_FILE;
   x.at = &top;
   fa_text_add(&x.output, "", 0);
   if (expand_lines(&x, true, &kind) && kind != STOP_END_OF_FILE)
