@@ -1,29 +1,48 @@
 /*
  * What the C tests share: a failed check says where, and the program goes on.
  *
+ *     static void test_names(void) { CHECK(1 + 1 == 2); CHECK_TEXT(fa_op_name(FA_FORWARD), "forward"); }
  *     int main(void) {
- *       CHECK(1 + 1 == 2);
- *       CHECK_TEXT(fa_op_name(FA_FORWARD), "forward");
+ *       RUN(test_names);
  *       return check_report();               "2 passed, 0 failed", and the exit status
  *     }
+ *
+ * The counters lie in shared memory, so checks made in forked children count as well. `./test_x name` runs only
+ * those RUN tests whose names contain `name`.
  */
 #ifndef FLASH_ATTENTION_TESTS_CHECK_H
 #define FLASH_ATTENTION_TESTS_CHECK_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-static int checks_passed, checks_failed;
+struct check_counts {
+  atomic_int passed, failed, skipped;
+};
+static struct check_counts *check_counts;
+static const char *check_filter;
+
+/* Before main, so that the counters are there before anything forks. glibc passes argc and argv. */
+__attribute__((constructor)) static void check_begin(int argc, char **argv) {
+  check_counts = mmap(NULL, sizeof *check_counts, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (check_counts == MAP_FAILED) {
+    perror("mmap");
+    _exit(2);
+  }
+  check_filter = argc > 1 ? argv[1] : NULL;
+  setvbuf(stdout, NULL, _IOLBF, 0); /* nothing is left in a buffer that a forked child would print again */
+}
 
 /* Returns `passed`, so that a test can stop where going on makes no sense. */
 static inline bool check_that(bool passed, const char *what, const char *file, int line) {
-  if (passed) {
-    checks_passed++;
-  } else {
-    checks_failed++;
+  atomic_fetch_add(passed ? &check_counts->passed : &check_counts->failed, 1);
+  if (!passed)
     fprintf(stderr, "%s:%d: failed: %s\n", file, line, what);
-  }
   return passed;
 }
 
@@ -34,12 +53,52 @@ static inline bool check_text(const char *actual, const char *expected, const ch
   return equal;
 }
 
+static inline bool check_number(long long actual, long long expected, const char *what, const char *file, int line) {
+  if (!check_that(actual == expected, what, file, line))
+    fprintf(stderr, "  expected: %lld\n  actual:   %lld\n", expected, actual);
+  return actual == expected;
+}
+
 #define CHECK(condition) check_that((condition), #condition, __FILE__, __LINE__)
 #define CHECK_TEXT(actual, expected) check_text((actual), (expected), #actual " is " #expected, __FILE__, __LINE__)
+#define CHECK_NUMBER(actual, expected) check_number((actual), (expected), #actual " is " #expected, __FILE__, __LINE__)
+
+/* Something cannot be tested here: say why. */
+static inline void check_skip(const char *test, const char *reason) {
+  atomic_fetch_add(&check_counts->skipped, 1);
+  printf("%s: skipped: %s\n", test, reason);
+}
+#define SKIP(reason) check_skip(__func__, reason)
+
+#define RUN(test)                                                                                                      \
+  do {                                                                                                                 \
+    if (check_filter == NULL || strstr(#test, check_filter) != NULL)                                                   \
+      test();                                                                                                          \
+  } while (0)
+
+/* A child that runs body(argument) and ends with status 0. */
+static inline pid_t check_fork(void (*body)(void *argument), void *argument) {
+  pid_t child = fork();
+  if (child == 0) {
+    body(argument);
+    _exit(0);
+  }
+  return child;
+}
+
+/* Did this child end by itself, with status 0? */
+static inline bool check_ended_well(pid_t child) {
+  int status = 0;
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+#define IN_CHILD(body, argument) CHECK(check_ended_well(check_fork(body, argument)))
 
 static inline int check_report(void) {
-  printf("%d passed, %d failed\n", checks_passed, checks_failed);
-  return checks_failed == 0 ? 0 : 1;
+  int passed = atomic_load(&check_counts->passed), failed = atomic_load(&check_counts->failed);
+  if (atomic_load(&check_counts->skipped) > 0)
+    printf("%d skipped\n", atomic_load(&check_counts->skipped));
+  printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 && passed > 0 ? 0 : 1;
 }
 
 #endif
