@@ -42,7 +42,7 @@ else
 endif
 RUN := PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 
-.PHONY: all demo test lint format check-c check-sanitized check-neon check-python bench clean help
+.PHONY: all demo test lint format check-c check-sanitized check-neon check-oldest check-python bench clean help
 .DELETE_ON_ERROR:
 
 all: $(BUILD)/libflash_attention.so $(BUILD)/plain_c ## the C library and the plain C example, without Python (default)
@@ -75,6 +75,10 @@ check-python: $(PACKAGE_LIBRARY) $(TEST_READY) ## pytest; ARGS="-k name" selects
 
 bench: $(PACKAGE_LIBRARY) $(DEMO_READY) ## measure against PyTorch on this machine: table, CSV, PNG
 	$(RUN) -m flash_attention bench --output $(RESULTS) $(ARGS)
+
+OLDEST := build/oldest
+check-oldest: $(PACKAGE_LIBRARY) $(OLDEST)/.ready ## interface tests on the oldest PyTorch that is supported
+	PYTHONPATH="$(CURDIR)/python" $(OLDEST)/bin/python -m pytest -m oldest $(ARGS)
 
 check-c: $(TESTS:%=$(BUILD)/tests/%.passed) ## the C tests
 	@echo "$(words $(TESTS)) C test programs passed ($(BUILD))"
@@ -144,4 +148,10 @@ $(VENV)/.demo: pyproject.toml setup.py | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.demo
 	$(VENV)/bin/python -m pip install -e '.[progress,plot,test,lint]'
+	@touch $@
+
+# The oldest PyTorch that is supported, in an environment of its own.
+$(OLDEST)/.ready:
+	$(BASE_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install 'torch==2.10.*' numpy 'pytest>=8'
 	@touch $@

@@ -1,0 +1,206 @@
+"""A complete training run with FlashAttention: a small character-level transformer.
+
+    python examples/example_training.py
+    python examples/example_training.py --text book.txt --steps 2000
+
+It learns the source text of Python's standard library, or any text file, and ends with a sample of what it
+learned. A CUDA device is used where flash_attention can use it, else the CPU. examples/demo.py trains the same
+model a second time with PyTorch's own attention and compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flash_attention import FlashAttention, flash_attention
+
+CONTEXT = 512  # characters that a position can look back on
+BATCH = 8
+
+
+class Block(nn.Module):
+    """One transformer layer: causal self-attention, then a feed-forward network, each on a normalised residual."""
+
+    def __init__(self, d_model: int, num_heads: int, attention: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.LayerNorm(d_model)
+        self.query_key_value = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.attention = attention(d_model // num_heads)
+        self.projection = nn.Linear(d_model, d_model, bias=False)
+        self.norm_feed_forward = nn.LayerNorm(d_model)
+        self.feed_forward = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, seqlen, d_model = x.shape
+        heads = self.query_key_value(self.norm_attention(x)).view(batch, seqlen, 3, self.num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # (batch, heads, seqlen, head_dim) each: views, no copies
+        attended = self.attention(query, key, value)
+        x = x + self.projection(attended.transpose(1, 2).reshape(batch, seqlen, d_model))
+        return x + self.feed_forward(self.norm_feed_forward(x))
+
+
+class CharTransformer(nn.Module):
+    """Predicts each next character; `attention` makes a layer's attention module from its head dim."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        attention: Callable[[int], nn.Module] = lambda head_dim: FlashAttention(head_dim, is_causal=True),
+        d_model: int = 128,
+        num_heads: int = 2,
+        num_layers: int = 4,
+    ) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(vocabulary, d_model)
+        self.positions = nn.Embedding(CONTEXT, d_model)
+        self.blocks = nn.Sequential(*(Block(d_model, num_heads, attention) for _ in range(num_layers)))
+        self.norm = nn.LayerNorm(d_model)
+        self.logits = nn.Linear(d_model, vocabulary, bias=False)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """(batch, seqlen) character numbers -> (batch, seqlen, vocabulary) logits of the characters that follow."""
+        positions = torch.arange(characters.shape[1], device=characters.device)
+        return self.logits(self.norm(self.blocks(self.characters(characters) + self.positions(positions))))
+
+
+class Text:
+    """A text as numbers: its alphabet, a part to train on and the last tenth to validate with."""
+
+    def __init__(self, text: str) -> None:
+        self.alphabet = sorted(set(text))
+        number = {character: i for i, character in enumerate(self.alphabet)}
+        data = torch.tensor([number[character] for character in text])
+        if len(data) < 20 * CONTEXT:
+            raise SystemExit(f"the text has {len(data)} characters; it needs at least {20 * CONTEXT}")
+        split = len(data) * 9 // 10
+        self.training, self.validation = data[:split], data[split:]
+
+    def batches(self, data: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless random (input, target) pairs of shape (BATCH, CONTEXT); the same seed gives the same ones."""
+        generator = torch.Generator().manual_seed(seed)
+        offsets = torch.arange(CONTEXT)
+        while True:
+            start = torch.randint(len(data) - CONTEXT, (BATCH, 1), generator=generator)
+            yield data[start + offsets], data[start + offsets + 1]
+
+    def decode(self, numbers: Tensor) -> str:
+        return "".join(self.alphabet[i] for i in numbers.tolist())
+
+
+def load_text(path: str | None, characters: int = 4_000_000) -> Text:
+    """The file's text, else the source of Python's standard library, ASCII only."""
+    if path:
+        return Text(Path(path).read_text(encoding="utf-8", errors="replace")[:characters])
+    parts, length = [], 0
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        source = file.read_text(encoding="utf-8", errors="replace")
+        if source.isascii() and length < characters:
+            parts.append(source)
+            length += len(source)
+    return Text("".join(parts)[:characters])
+
+
+def pick_device() -> torch.device:
+    """A CUDA device where flash_attention supports it, else the CPU."""
+    if torch.cuda.is_available():
+        probe = torch.zeros(1, 1, 1, 64, device="cuda")
+        try:
+            flash_attention(probe, probe, probe)
+        except NotImplementedError:
+            return torch.device("cpu")
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+class Trainer:
+    """A model and its optimizer: warm-up, then a cosine down to a tenth of the learning rate."""
+
+    def __init__(self, model: nn.Module, device: torch.device, steps: int, learning_rate: float = 2e-3) -> None:
+        self.model, self.device = model.to(device), device
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        warm_up = max(1, steps // 10)
+
+        def factor(step: int) -> float:
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.55 + 0.45 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
+
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross entropy of the next character, in nats."""
+        characters, targets = (part.to(self.device) for part in batch)
+        return F.cross_entropy(self.model(characters).flatten(0, 1), targets.flatten())
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> float:
+        self.optimizer.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def validate(self, text: Text, batches: int = 8) -> float:
+        stream = text.batches(text.validation, seed=1)
+        return sum(self.loss(next(stream)).item() for _ in range(batches)) / batches
+
+
+@torch.no_grad()
+def sample(model: nn.Module, text: Text, device: torch.device, length: int = 400, temperature: float = 0.7) -> str:
+    """Let the model write on from a line of its own text.
+
+    The window always has CONTEXT characters, filled up at its end: what comes later is not seen (causal), and one
+    shape serves every step.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start = len(text.decode(text.validation[:2000]).rpartition("\n")[0]) + 1
+    written = text.validation[max(0, start - CONTEXT // 4) : start].tolist()
+    prompt = len(written)
+    for _ in range(length):
+        seen = written[-CONTEXT:]
+        window = torch.tensor([seen + [0] * (CONTEXT - len(seen))], device=device)
+        logits = model(window)[0, len(seen) - 1].float().cpu()
+        written.append(int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator)))
+    return text.decode(torch.tensor(written[prompt:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", help="text file to learn (default: the source of Python's standard library)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
+    parser.add_argument("--device", type=torch.device, help="default: cuda where it is supported, else cpu")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    device = arguments.device or pick_device()
+    text = load_text(arguments.text)
+    trainer = Trainer(CharTransformer(len(text.alphabet)), device, arguments.steps)
+    print(f"{len(text.training):,} characters, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
+
+    stream = text.batches(text.training, seed=0)
+    started = time.perf_counter()
+    for step in range(1, arguments.steps + 1):
+        loss = trainer.step(next(stream))
+        if step % 20 == 0 or step == 1:
+            speed = step * BATCH * CONTEXT / (time.perf_counter() - started)
+            print(f"step {step:5d}  loss {loss:.4f}  {speed:8,.0f} tokens/s", flush=True)
+    print(f"validation loss {trainer.validate(text):.4f}\n\n{sample(trainer.model, text, device)}")
+
+
+if __name__ == "__main__":
+    main()
