@@ -73,7 +73,8 @@ int fa_cache_visit(fa_cache *cache, void (*visit)(const fa_cache_item *item, voi
   int found = list(cache, directory, &scan);
   if (found <= 0)
     return found;
-  qsort(scan.files, scan.count, sizeof *scan.files, by_name);
+  if (scan.count > 0)
+    qsort(scan.files, scan.count, sizeof *scan.files, by_name);
   for (size_t i = 0; i < scan.count; ++i)
     visit_file(cache, directory, &scan.files[i], visit, context);
   free(scan.files);

@@ -97,7 +97,7 @@ void fa_make_room(fa_cache *cache, const char *directory, uint64_t incoming) {
   if (!fa_scan_directory(directory, &scan))
     return; /* the write that follows will say what is wrong, if anything is */
   fa_locks_sweep(directory, 6 * FA_STALE_SECONDS);
-  if (scan.bytes + incoming > cache->size_cap) {
+  if (scan.count > 0 && scan.bytes + incoming > cache->size_cap) {
     /* Down to 7/8 of the cap, so that a full cache does not pay for this on every put. */
     uint64_t target = cache->size_cap - cache->size_cap / 8;
     qsort(scan.files, scan.count, sizeof *scan.files, by_last_use);

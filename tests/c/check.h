@@ -4,7 +4,7 @@
  *     static void test_names(void) { CHECK(1 + 1 == 2); CHECK_TEXT(fa_op_name(FA_FORWARD), "forward"); }
  *     int main(void) {
  *       RUN(test_names);
- *       return check_report();               "2 passed, 0 failed", and the exit status
+ *       return check_summary();               "2 passed, 0 failed", and the exit status
  *     }
  *
  * The counters lie in shared memory, so checks made in forked children count as well. `./test_x name` runs only
@@ -59,6 +59,14 @@ static inline bool check_number(long long actual, long long expected, const char
   return actual == expected;
 }
 
+/* With values: CHECKF(a == b, "a=%d b=%d", a, b). */
+#define CHECKF(condition, ...)                                                                                         \
+  do {                                                                                                                 \
+    if (!CHECK(condition)) {                                                                                           \
+      fprintf(stderr, "  " __VA_ARGS__);                                                                               \
+      fputc('\n', stderr);                                                                                             \
+    }                                                                                                                  \
+  } while (0)
 #define CHECK(condition) check_that((condition), #condition, __FILE__, __LINE__)
 #define CHECK_TEXT(actual, expected) check_text((actual), (expected), #actual " is " #expected, __FILE__, __LINE__)
 #define CHECK_NUMBER(actual, expected) check_number((actual), (expected), #actual " is " #expected, __FILE__, __LINE__)
@@ -93,7 +101,7 @@ static inline bool check_ended_well(pid_t child) {
 }
 #define IN_CHILD(body, argument) CHECK(check_ended_well(check_fork(body, argument)))
 
-static inline int check_report(void) {
+static inline int check_summary(void) {
   int passed = atomic_load(&check_counts->passed), failed = atomic_load(&check_counts->failed);
   if (atomic_load(&check_counts->skipped) > 0)
     printf("%d skipped\n", atomic_load(&check_counts->skipped));
