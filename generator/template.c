@@ -17,7 +17,7 @@
 
 enum {
   MAX_DEPTH = 64,        /* blocks and includes inside each other: bounds the stack */
-  MAX_LINES = 5000000,   /* lines looked at: ends a runaway loop within a second */
+  MAX_LINES = 1000000,   /* lines looked at: ends a runaway loop within a second */
   MAX_OUTPUT = 64 << 20, /* bytes */
   MAX_BLANK_LINES = 2    /* a gap up to this long is filled with blank lines rather than with a #line */
 };
