@@ -55,6 +55,7 @@ unsigned char *fa_entry_head(unsigned schema, const fa_key *key, const char *met
   store_number(head + 24, payload_length, 8);
   memcpy(head + 32, fa_hash_of(payload, payload_length).bytes, CHECKSUM);
   memcpy(head + HEADER, key->text, key->length);
+  /* NOLINTNEXTLINE(bugprone-not-null-terminated-result): its length is stored, not a NUL */
   memcpy(head + HEADER + key->length, metadata, metadata_length);
   size_t covered = length - CHECKSUM;
   memcpy(head + covered, fa_hash_of(head, covered).bytes, CHECKSUM);
