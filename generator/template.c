@@ -8,6 +8,7 @@
 
 #include "generator/constants.h"
 #include "generator/template_file.h"
+#include "generator/template_output.h"
 #include "generator/text.h"
 
 #include <stdarg.h>
@@ -16,10 +17,9 @@
 #include <string.h>
 
 enum {
-  MAX_DEPTH = 64,        /* blocks and includes inside each other: bounds the stack */
-  MAX_LINES = 1000000,   /* lines looked at: ends a runaway loop within a second */
-  MAX_OUTPUT = 64 << 20, /* bytes */
-  MAX_BLANK_LINES = 2    /* a gap up to this long is filled with blank lines rather than with a #line */
+  MAX_DEPTH = 64,       /* blocks and includes inside each other: bounds the stack */
+  MAX_LINES = 1000000,  /* lines looked at: ends a runaway loop within a second */
+  MAX_OUTPUT = 64 << 20 /* bytes */
 };
 
 /* Where the expansion is: one for the template and for each include being expanded. */
@@ -38,10 +38,7 @@ typedef struct expander {
   fa_scope scope;
   int depth;
   size_t lines_seen;
-  fa_text output;
-  const fa_template_file *mapped_file; /* what the compiler takes the next line of output for */
-  size_t mapped_line;
-  bool in_continued_line; /* the last line of output ends with a backslash */
+  fa_output output;
   bool failed;
   char *message;
   size_t message_size;
@@ -87,22 +84,6 @@ static bool at_line_end(expander *x, fa_scanner *scanner) {
   return fail(x, "%s", scanner->error);
 }
 
-/* Makes the compiler take the next line of output for the current line of the template. A line that is
- * continued with a backslash can have neither a blank line nor a directive behind it, so the numbers are put
- * right after it. */
-static void map_line(expander *x) {
-  const fa_template_file *file = x->at->file;
-  size_t line = x->at->line;
-  if (x->in_continued_line || (file == x->mapped_file && line == x->mapped_line))
-    return;
-  if (file == x->mapped_file && line > x->mapped_line && line - x->mapped_line <= MAX_BLANK_LINES)
-    fa_text_add(&x->output, "\n\n", line - x->mapped_line);
-  else
-    fa_text_print(&x->output, "#line %zu \"%s\"\n", line + 1, file->name);
-  x->mapped_file = file;
-  x->mapped_line = line;
-}
-
 /* Copies text with every ${EXPR} replaced. */
 static bool substitute(expander *x, const char *text, size_t length, fa_text *result) {
   const char *end = text + length;
@@ -130,15 +111,13 @@ static bool substitute(expander *x, const char *text, size_t length, fa_text *re
 }
 
 static bool copy_line(expander *x, const fa_template_line *line) {
-  map_line(x);
-  if (!substitute(x, line->text, line->length, &x->output))
+  fa_output_begin_line(&x->output, x->at->file->name, x->at->line);
+  if (!substitute(x, line->text, line->length, &x->output.text))
     return false;
-  x->in_continued_line = x->output.length && x->output.data[x->output.length - 1] == '\\';
-  fa_text_add(&x->output, "\n", 1);
-  x->mapped_line++;
-  if (x->output.failed)
+  fa_output_end_line(&x->output);
+  if (x->output.text.failed)
     return fail(x, "out of memory");
-  return x->output.length <= MAX_OUTPUT || fail(x, "the result is longer than %d bytes", MAX_OUTPUT);
+  return x->output.text.length <= MAX_OUTPUT || fail(x, "the result is longer than %d bytes", MAX_OUTPUT);
 }
 
 static bool expand_lines(expander *x, bool active, stop *stopped);
@@ -361,7 +340,7 @@ char *fa_template_expand(const char *template_dir, const char *name, fa_constant
   frame top = {.file = x.files};
   stop kind = STOP_END_OF_FILE;
   x.at = &top;
-  fa_text_add(&x.output, "", 0);
+  fa_text_add(&x.output.text, "", 0);
   if (expand_lines(&x, true, &kind) && kind != STOP_END_OF_FILE)
     fail(&x, "'%s' closes nothing", kind == STOP_END ? "end" : kind == STOP_ELSE ? "else" : "elif");
   for (size_t i = 0; i < constants->count && !x.failed; i++)
@@ -370,7 +349,7 @@ char *fa_template_expand(const char *template_dir, const char *name, fa_constant
       snprintf(message, message_size, "%s: constant '%s' was set but no template reads it", name,
                constants->item[i].name);
     }
-  if (!x.failed && x.output.failed)
+  if (!x.failed && x.output.text.failed)
     fail(&x, "out of memory");
   while (x.files) {
     fa_template_file *next = x.files->next;
@@ -379,6 +358,6 @@ char *fa_template_expand(const char *template_dir, const char *name, fa_constant
   }
   free(x.scope.local);
   if (x.failed)
-    fa_text_free(&x.output);
-  return x.output.data;
+    fa_text_free(&x.output.text);
+  return x.output.text.data;
 }

@@ -73,6 +73,17 @@ static void test_continued_lines_stay_together(void) {
   free(result);
 }
 
+/* In a comment a #line would be text: what follows is put right behind it. */
+static void test_comments_stay_together(void) {
+  write_template("main.c", "/* a\n//% if 0\nno\n//% end\n * \"\n//% for i in 0 .. 2\n * ${i}\n//% end\n */\nint a;\n"
+                           "char b = '\"', c[] = \"/*\\\"\"; // /*\n//% if 0\n\n\n//% end\nint d;\n");
+  char *result = expand(NULL);
+  CHECKF(result && strcmp(result, "#line 1 \"main.c\"\n/* a\n * \"\n * 0\n * 1\n */\n#line 10 \"main.c\"\nint a;\n"
+                                  "char b = '\"', c[] = \"/*\\\"\"; // /*\n#line 16 \"main.c\"\nint d;\n") == 0,
+         "got: %.900s", result ? result : test_message);
+  free(result);
+}
+
 /* Where the system's compiler sees the error of `text`: "FILE:LINE", or NULL where there is no compiler. */
 static const char *compiler_sees(const char *text, const char *error) {
   static char seen[256];
@@ -119,6 +130,7 @@ int main(void) {
   make_test_dir();
   RUN(test_each_line_is_mapped);
   RUN(test_continued_lines_stay_together);
+  RUN(test_comments_stay_together);
   RUN(test_compiler_agrees);
   remove_test_dir();
   return check_summary();

@@ -185,7 +185,7 @@ static void test_constants(void) {
   CHECK(fa_constants_set_text(&constants, "c", "") == 0);
   CHECK_REFUSED(&constants, "${a}${b}${d}\n", "main.c: constant 'c' was set but no template reads it");
   for (int i = 0; i < 100; i++) {
-    char name[16];
+    char name[32];
     snprintf(name, sizeof name, "many_%d", i);
     CHECK(fa_constants_offer_int(&constants, name, i) == 0);
   }
