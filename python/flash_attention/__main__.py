@@ -1,0 +1,5 @@
+"""`python -m flash_attention`: see cli.py."""
+
+from flash_attention.cli import main
+
+main()

@@ -1,0 +1,252 @@
+"""The command line: what is here, what is generated, what is cached, how fast it is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+
+from flash_attention import _native
+
+ENVIRONMENT = {
+    "FLASH_ATTENTION_CACHE_DIR": "where kernels and tuning records are kept",
+    "FLASH_ATTENTION_CACHE_SIZE": "most bytes to keep, with K, M or G; 1G if not set",
+    "FLASH_ATTENTION_CPU_ISA": "avx2, avx512, avx512_bf16 or neon; the best there is if not set",
+    "FLASH_ATTENTION_AUTOTUNE": "0: take the best guess; 1 (if not set): time a handful of configs; max: time all",
+    "FLASH_ATTENTION_VERBOSE": "1: say on standard error what is compiled and tuned",
+    "CC": "C compiler with its arguments; cc, gcc or clang if not set",
+    "XDG_CACHE_HOME": "the cache is in flash_attention below it; ~/.cache if not set",
+}
+
+EPILOG = """\
+examples:
+  python -m flash_attention info
+  python -m flash_attention source --op forward --dtype fp32 --head-dim 64 --target cpu:avx2 | less
+  python -m flash_attention compile --op backward --dtype bf16 --head-dim 128 --causal
+  python -m flash_attention cache verify
+  python -m flash_attention bench --quick
+
+environment:
+""" + "\n".join(f"  {name:28}{meaning}" for name, meaning in ENVIRONMENT.items())
+
+
+class CommandError(Exception):
+    """One sentence for the user; ends the program with status 1."""
+
+
+def native_problem(arguments: argparse.Namespace) -> _native.Problem:
+    return _native.problem(
+        op=arguments.op,
+        dtype=arguments.dtype,
+        head_dim=arguments.head_dim,
+        head_dim_v=arguments.head_dim_v or arguments.head_dim,
+        is_causal=arguments.causal,
+        target=arguments.target or _native.device_target("cpu"),
+    )
+
+
+def run_info(arguments: argparse.Namespace) -> None:
+    """Versions, devices, compilers, the cache, and every environment variable with its value."""
+    import torch
+
+    print(f"Python: {platform.python_version()}, {platform.platform()}")
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    print(f"PyTorch: {torch.__version__} ({cuda}), {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        print(f"GPU {index}: {properties.name}, compute capability {properties.major}.{properties.minor}")
+    if not torch.cuda.device_count():
+        print("GPU: none that PyTorch can use")
+    print(_native.info().rstrip())
+    print("Environment:")
+    for name, meaning in ENVIRONMENT.items():
+        print(f"  {name}={os.environ[name]}" if name in os.environ else f"  {name} is not set ({meaning})")
+
+
+def run_source(arguments: argparse.Namespace) -> None:
+    """Print the generated source; the config that was used is in its first lines."""
+    source, _ = _native.source(native_problem(arguments), arguments.config)
+    sys.stdout.write(source)
+
+
+def run_compile(arguments: argparse.Namespace) -> None:
+    """Compile a kernel outside of the cache and say what came of it."""
+    problem = native_problem(arguments)
+    source, config = _native.source(problem, arguments.config)
+    compiled = _native.compile(problem, arguments.config)
+    print(f"config: {config}")
+    print(f"source: {len(source.encode())} bytes, {source.count(chr(10))} lines")
+    print(f"compiler: {compiled.compiler}")
+    print(f"command: {compiled.command}")
+    print(f"time: {compiled.seconds:.2f} s")
+    print(f"size: {len(compiled.image)} bytes")
+    if compiled.log.strip():
+        print(f"compiler's messages:\n{compiled.log.rstrip()}")
+    if arguments.output:
+        with open(arguments.output, "wb") as file:
+            file.write(compiled.image)
+        print(f"written to {arguments.output}")
+
+
+def run_configs(arguments: argparse.Namespace) -> None:
+    """Print the configs that the tuner would choose from, best guess first."""
+    print(_native.list_configs(native_problem(arguments)).rstrip())
+
+
+def run_cache(arguments: argparse.Namespace) -> None:
+    """List, check or empty the cache, or say where it is."""
+    if arguments.action == "path":
+        print(_native.cache_path())
+    elif arguments.action == "clear":
+        print(f"{_native.cache_clear()} entries removed from {_native.cache_path()}")
+    else:
+        print_entries(verify=arguments.action == "verify")
+
+
+def print_entries(verify: bool) -> None:
+    """One line an entry; with `verify`, read each, and fail if one is damaged."""
+    entries = [line.split(maxsplit=5) for line in _native.cache_report(verify).splitlines() if line.strip()]
+    total, damaged = 0, 0
+    if entries:
+        print(f"{'key':34}{'kind':8}{'bytes':>9}  {'last used':18}")
+    for hexadecimal, kind, size, used, valid, *rest in entries:
+        total += int(size)
+        damaged += valid == "0"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(used)))
+        trouble = "DAMAGED " if valid == "0" else ""
+        print(f"{hexadecimal:34}{kind:8}{int(size):>9}  {when:18}{trouble}{' '.join(rest)}")
+    print(f"{len(entries)} entries, {total} bytes in {_native.cache_path()}")
+    if verify:
+        if damaged:
+            raise CommandError(
+                f"{damaged} of {len(entries)} entries are damaged; each will be made anew when it is needed"
+            )
+        print("all entries are intact")
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """Measure against PyTorch on this machine: a table here, CSV files and a picture in the output folder."""
+    from flash_attention import bench_command
+
+    bench_command.run(arguments)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", choices=("forward", "backward"), required=True)
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), required=True)
+    parser.add_argument("--head-dim", type=positive, required=True, metavar="N", help="of query and key, 1 to 256")
+    parser.add_argument("--head-dim-v", type=positive, metavar="N", help="of value and output (default: --head-dim)")
+    parser.add_argument("--causal", action="store_true", help="query i sees keys 0 to i")
+    parser.add_argument(
+        "--target",
+        help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:neon, cuda:sm_80, ... (default: this machine's CPU)",
+    )
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", default="", metavar="K=V,...", help="settings to change from the best guess, such as block_m=64"
+    )
+
+
+def several(*allowed: str) -> object:
+    """An argument type: a comma-separated list of some of `allowed`."""
+
+    def parse(text: str) -> list[str]:
+        items = [item.strip() for item in text.split(",")]
+        for item in items:
+            if item not in allowed:
+                raise argparse.ArgumentTypeError(f"{item!r} is none of {', '.join(allowed)}")
+        return items
+
+    return parse
+
+
+def numbers(text: str) -> list[int]:
+    return [positive(item) for item in text.split(",")]
+
+
+def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="a small grid with short timings, for a first look")
+    parser.add_argument("--startup", action="store_true", help="measure importing and first calls instead of the grid")
+    parser.add_argument("--ops", type=several("forward", "backward"), metavar="LIST", help="default: forward,backward")
+    parser.add_argument(
+        "--dtypes", type=several("fp32", "fp16", "bf16"), metavar="LIST", help="default: fp32,bf16,fp16"
+    )
+    parser.add_argument("--head-dims", type=numbers, metavar="LIST", help="default: 64,128")
+    parser.add_argument("--seqlens", type=numbers, metavar="LIST", help="default: 512,1024,2048,4096")
+    parser.add_argument("--masks", type=several("full", "causal"), metavar="LIST", help="default: full,causal")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--heads", type=positive, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument("--threads", type=positive, metavar="N", help="default: PyTorch's own choice")
+    parser.add_argument(
+        "--seconds", type=float, metavar="X", help="time for each number (default: 1; 0.2 with --quick)"
+    )
+    parser.add_argument("--output", default="results", metavar="DIR", help="folder of the files (default: %(default)s)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m flash_attention",
+        description="Exact attention whose kernels are generated, compiled and tuned on this machine.",
+        epilog=EPILOG,
+        formatter_class=raw,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(name: str, run: object, text: str, description: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=description or text, formatter_class=raw)
+        command.set_defaults(run=run)
+        return command
+
+    add("info", run_info, "versions, devices, compilers, the cache, environment variables")
+    source = add("source", run_source, "print the source that is generated for a problem")
+    add_problem_arguments(source)
+    add_config_argument(source)
+    command = add("compile", run_compile, "compile a kernel without the cache; print size, time and compiler")
+    add_problem_arguments(command)
+    add_config_argument(command)
+    command.add_argument("-o", "--output", metavar="FILE", help="keep the compiled kernel in this file")
+    add_problem_arguments(add("configs", run_configs, "list the configs that the tuner chooses from, best guess first"))
+    cache = add(
+        "cache",
+        run_cache,
+        "list, verify or clear what is kept on disk, or say where that is",
+        "list: every entry. verify: read and check every entry; status 1 if one is damaged.\n"
+        "clear: remove all. path: where the cache is.",
+    )
+    cache.add_argument("action", choices=("list", "verify", "clear", "path"))
+    add_bench_arguments(
+        add(
+            "bench",
+            run_bench,
+            "measure against PyTorch's attention on this machine: table, CSV, PNG",
+            "Both are called in turn in one process; numbers are medians. Speeds count 4*B*H*S*S*d operations\n"
+            "forward, half when causal, and 2.5 times as many backward. The ratio is PyTorch's time over ours.",
+        )
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (CommandError, ValueError, TypeError, NotImplementedError, RuntimeError, OSError) as error:
+        sys.exit(f"flash_attention: {error}")
