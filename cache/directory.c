@@ -12,6 +12,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -79,7 +80,7 @@ fa_directory_state fa_directory_check(const char *directory, char path[PATH_MAX]
     char *part = rest + strspn(rest, "/");
     size_t length = strcspn(part, "/");
     if (length == 0) { /* the end; after "." or ".." `status` is not that of `path` */
-      if (lstat(path, &status) != 0)
+      if (lstat(path, &status) != 0 || faccessat(AT_FDCWD, path, X_OK, AT_EACCESS) != 0)
         goto failed;
       return mode_trusted(&status, false, path, reason) ? FA_DIRECTORY_GOOD : FA_DIRECTORY_REFUSED;
     }
