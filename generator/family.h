@@ -1,0 +1,29 @@
+/*
+ * A template family: one way of writing kernels for a set of targets. The generator finds the family of a
+ * problem by its target and asks it for everything that depends on the kind of hardware. To add a family,
+ * fill in this struct in a file of its own, list it in generator.c and put its templates under templates/.
+ */
+#ifndef FLASH_ATTENTION_FAMILY_H
+#define FLASH_ATTENTION_FAMILY_H
+
+#include "generator/generator.h"
+#include "generator/template.h"
+
+typedef struct fa_family {
+  const char *name; /* "cpu" */
+  bool (*owns_target)(const char *target);
+  /* Template of an op, relative to the template directory: "cpu/forward.c". */
+  const char *(*template_name)(const fa_problem *problem);
+  int (*check_problem)(const fa_problem *problem, char *message, size_t message_size);
+  int (*candidates)(const fa_problem *problem, const fa_shape *shape, fa_config *configs);
+  int (*check_config)(const fa_problem *problem, const fa_config *config, char *message, size_t message_size);
+  /* Phases and compile options; `source` is left alone. */
+  void (*describe)(const fa_problem *problem, const fa_config *config, fa_kernel *kernel);
+  /* The constants that the template may use, beyond those of every problem (see generator.c). */
+  int (*constants)(const fa_problem *problem, const fa_config *config, fa_constants *constants);
+  void (*plan)(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan);
+} fa_family;
+
+extern const fa_family fa_family_cpu; /* family_cpu.c */
+
+#endif

@@ -1,0 +1,105 @@
+/*
+ * flash_attention, the C API: exact attention whose kernels are generated, compiled, tuned and cached on
+ * this machine. Needs neither Python nor PyTorch; memory and threads reach it as callbacks.
+ *
+ *     fa_call call = {.op = FA_FORWARD, .dtype = FA_FP32, .device_type = FA_DEVICE_CPU, .softmax_scale = 0.125,
+ *                     .shape = {batch, heads, heads, seqlen_q, seqlen_k}, .head_dim = 64, .head_dim_v = 64, ...};
+ *     char message[FA_MESSAGE_SIZE];
+ *     if (fa_execute(&call, fa_default_host(), message) != FA_OK) fprintf(stderr, "%s\n", message);
+ *
+ * The first call of a problem and shape bucket tunes, compiles and stores; later calls, and later processes,
+ * launch. Any thread may call at any time. examples/plain_c.c is a whole program.
+ */
+#ifndef FLASH_ATTENTION_H
+#define FLASH_ATTENTION_H
+
+#include "generator/problem.h"
+#include "templates/common/params.h"
+
+#define FA_API __attribute__((visibility("default")))
+
+enum { FA_MESSAGE_SIZE = 4096 };
+
+typedef enum fa_status {
+  FA_OK = 0,
+  FA_INVALID_VALUE = 1,  /* an argument has a value that it must not have (ValueError) */
+  FA_INVALID_TYPE = 2,   /* ... a type (TypeError) */
+  FA_UNSUPPORTED = 3,    /* legal, but not supported yet (NotImplementedError) */
+  FA_OUT_OF_MEMORY = 4,  /* the host's allocate returned NULL */
+  FA_NO_COMPILER = 5,    /* nothing here compiles the generated source */
+  FA_FAILED = 6          /* anything else: message has the compiler's log, the driver's error, ... */
+} fa_status;
+
+typedef enum fa_device_type { FA_DEVICE_CPU = 0, FA_DEVICE_CUDA = 1 } fa_device_type;
+
+typedef struct fa_call {
+  fa_op op;
+  fa_dtype dtype;
+  fa_precision precision;
+  bool is_causal;
+  double softmax_scale; /* any finite value */
+  fa_device_type device_type;
+  int device_index;
+  void *stream; /* CUDA stream; NULL on the CPU */
+  fa_shape shape;
+  int head_dim, head_dim_v;
+  /* forward: query, key, value, output are needed; lse may be NULL.
+   * backward: also lse (from forward), grad_output; a grad_* whose data is NULL is not computed. */
+  struct fa_tensor query, key, value, output, grad_output, grad_query, grad_key, grad_value;
+  float *lse; /* (batch, heads_q, seqlen_q, 2), see templates/common/params.h */
+} fa_call;
+
+/* What runtime asks of its host. */
+typedef struct fa_host {
+  void *context;
+  /* Memory on the call's device, aligned to 64 bytes (256 on CUDA); NULL when there is none. */
+  void *(*allocate)(void *context, fa_device_type type, int device_index, size_t bytes);
+  void (*release)(void *context, fa_device_type type, int device_index, void *memory);
+  int (*num_threads)(void *context);
+  /* body(i, argument) for i in 0 .. count-1, possibly at once on num_threads threads; returns when all are done. */
+  void (*parallel_for)(void *context, int64_t count, void (*body)(int64_t i, void *argument), void *argument);
+} fa_host;
+
+FA_API const fa_host *fa_default_host(void); /* malloc and a small pool of threads */
+
+/* Run one call. `message` (FA_MESSAGE_SIZE bytes) is written only on failure. */
+FA_API fa_status fa_execute(const fa_call *call, const fa_host *host, char *message);
+
+/* Where the templates are. Default: "templates" beside the shared library, else what it was built with. */
+FA_API fa_status fa_set_template_dir(const char *directory);
+FA_API const char *fa_template_dir(void);
+
+/*
+ * For the command line and for tests. Text results are malloc'ed and freed with fa_free.
+ */
+FA_API void fa_free(void *memory);
+/* The target of a device: "cpu:avx512" here and now (obeys FLASH_ATTENTION_CPU_ISA), "cuda:sm_90a". */
+FA_API fa_status fa_device_target(fa_device_type type, int device_index, char target[FA_TARGET_LENGTH], char *message);
+/* Rendered source; config NULL or "" is the best guess, "k=v,..." sets some items. config_used may be NULL. */
+FA_API fa_status fa_source(const fa_problem *problem, const char *config, char **source, char *config_used,
+                           size_t config_used_size, char *message);
+/* Render and compile without the cache. */
+typedef struct fa_compiled {
+  void *image; /* malloc'ed: shared object or cubin; free with fa_free */
+  size_t image_length;
+  double seconds;
+  char *log;           /* malloc'ed: compiler's messages */
+  char compiler[512];  /* identity and version */
+  char command[2048];   /* how it was run */
+} fa_compiled;
+FA_API fa_status fa_compile(const fa_problem *problem, const char *config, fa_compiled *compiled, char *message);
+/* Configs of a problem, one a line, best guess first. */
+FA_API fa_status fa_list_configs(const fa_problem *problem, char **text, char *message);
+/* "name: value" lines: version, template directory and digest, CPU, instruction sets, compiler, cache place and size. */
+FA_API fa_status fa_info(char **text);
+/* What happened in this process so far; tests and `bench` read it. */
+typedef struct fa_statistics {
+  int64_t compilations, compile_failures, tunings, cache_hits, cache_misses, kernels_loaded, launches;
+} fa_statistics;
+FA_API void fa_get_statistics(fa_statistics *statistics);
+/* The cache of this process, by path; visit as fa_cache_visit but as text lines (hex kind bytes last_used valid metadata). */
+FA_API fa_status fa_cache_report(bool verify, char **text, char *message);
+FA_API fa_status fa_cache_remove_all(int64_t *removed, char *message);
+FA_API const char *fa_cache_path(void);
+
+#endif

@@ -1,0 +1,405 @@
+/*
+ * Backward on a CPU (FlashAttention-2, arXiv:2307.08691, algorithm 2), one task per key/value head and split
+ * of the keys.
+ *
+ * A task walks over the query blocks of every query head of its group and, inside, over its blocks of keys:
+ *     scores[key][query]    = K * Q^T               weights = exp2((scores - row_max) * factor) / row_sum
+ *     d_weights[key][query] = V * dO^T              d_scores = weights * (d_weights - delta)
+ *     dQ^T[column][query]  += K^T * d_scores        kept for one block of queries
+ *     dV[key][column]      += weights * dO          kept for all keys of the task
+ *     dK[key][column]      += d_scores * Q
+ * Queries lie along the lanes in the first three, columns in the last two, so that nothing is transposed but
+ * the queries' side of the inputs, once per block. Sums meet in one fixed order whatever the number of
+ * threads. With more than one split each leaves its part of dQ in the workspace, and a second phase adds them.
+ */
+//% include "common/params.h"
+//% let dot = bf16_dot
+//% let pair = 1 + dot
+//% let tile_m = tile_vectors * lanes
+//% let tiles = block_m / tile_m
+//% let ld_qk = round_up(head_dim, lanes)
+//% let ld_v = round_up(head_dim_v, lanes)
+//% let ld_key_columns = (1 - dot) * ld_qk + dot * ceil_div(head_dim, 2)
+//% let ld_value_columns = (1 - dot) * ld_v + dot * ceil_div(head_dim_v, 2)
+//% let score_rows = block_n + max(gradient_rows_qk, gradient_rows_v)
+enum {
+  HEAD_DIM = ${head_dim},
+  HEAD_DIM_V = ${head_dim_v},
+  TILE_M = ${tile_m}, /* queries whose sums stay in registers */
+  TILES = ${tiles},
+  BLOCK_M = ${block_m},
+  BLOCK_N = ${block_n},
+  SCORE_ROWS = ${score_rows}, /* BLOCK_N and what the last panel of gradient rows reaches beyond */
+};
+
+//% include "cpu/freestanding.h"
+//% include "cpu/vector.h"
+//% include "cpu/rows.h"
+//% include "cpu/queries.h"
+
+//%# Side 0 belongs to query and key, side 1 to value and output; one function serves both where their columns agree.
+//% let sides = 1 + (head_dim_v != head_dim)
+//% for side in 0 .. sides
+//%   let name = "multiply_columns"
+//%   let dim = head_dim * (1 - side) + head_dim_v * side
+//%   let vectors = tile_vectors
+//%   let rows = block_n
+//%   let tile_rows = key_rows
+//%   let segments = 1
+//%   let a_segment = 0
+//%   let a_row = ld_key_columns * (1 - side) + ld_value_columns * side
+//%   let a_k = 1
+//%   let b_k = tile_m
+//%   let c_row = tile_m
+//%   let update = "set"
+//%   include "cpu/matmul.h"
+//% end
+//% for side in 0 .. 1
+//%   let name = "add_query_gradient"
+//%   let dim = head_dim
+//%   let vectors = tile_vectors
+//%   let rows = head_dim
+//%   let tile_rows = query_rows
+//%   let segments = 1
+//%   let a_segment = 0
+//%   let a_row = 1
+//%   let a_k = ld_qk
+//%   let b_k = tile_m
+//%   let c_row = tile_m
+//%   let update = "add"
+//%   include "cpu/matmul.h"
+//% end
+//%# Gradients of keys and values: columns along the lanes, in groups of as many vectors as the registers hold.
+//% let groups_qk = ceil_div(ld_qk / lanes, gradient_vectors_qk)
+//% let groups_v = ceil_div(ld_v / lanes, gradient_vectors_v)
+//% let last_vectors_qk = ld_qk / lanes - (groups_qk - 1) * gradient_vectors_qk
+//% let last_vectors_v = ld_v / lanes - (groups_v - 1) * gradient_vectors_v
+//% for side in 0 .. sides
+//%   let most_vectors = gradient_vectors_qk * (1 - side) + gradient_vectors_v * side
+//%   let last_vectors = last_vectors_qk * (1 - side) + last_vectors_v * side
+//%   for narrow in 0 .. 1 + (last_vectors < most_vectors)
+//%     let name = "add_gradient"
+//%     let dim = head_dim * (1 - side) + head_dim_v * side
+//%     let vectors = most_vectors * (1 - narrow) + last_vectors * narrow
+//%     let tile_rows = gradient_rows_qk * (1 - side) + gradient_rows_v * side
+//%     let rows = tile_rows
+//%     let segments = tiles
+//%     let a_segment = score_rows * tile_m / pair
+//%     let a_row = tile_m / pair
+//%     let a_k = 1
+//%     let b_k = ld_qk * (1 - side) + ld_v * side
+//%     let c_row = b_k
+//%     let update = "add"
+//%     include "cpu/matmul.h"
+//%   end
+//% end
+
+/* The memory of one worker; the sums of dK and dV for the keys of a task follow. */
+struct scratch {
+  float queries_t[TILES][HEAD_DIM * TILE_M], d_outputs_t[TILES][HEAD_DIM_V * TILE_M];
+  float d_queries_t[TILES][HEAD_DIM * TILE_M];
+  float queries[${block_m / pair} * ${ld_qk}], d_outputs[${block_m / pair} * ${ld_v}];
+  float factor[BLOCK_M], row_max[BLOCK_M], row_scale[BLOCK_M], delta[BLOCK_M];
+  float keys[BLOCK_N * ${ld_key_columns}], values[BLOCK_N * ${ld_value_columns}];
+//% if dot
+  float key_pairs[BLOCK_N / 2 * ${ld_qk}];
+  float d_score_pairs[BLOCK_N / 2 * TILE_M];
+  float scores_tile[BLOCK_N * TILE_M], d_scores_tile[BLOCK_N * TILE_M];
+//% end
+  float scores[TILES][SCORE_ROWS * TILE_M / ${pair}], d_scores[TILES][SCORE_ROWS * TILE_M / ${pair}];
+} __attribute__((aligned(64)));
+_Static_assert(sizeof(struct scratch) <= ${scratch_bytes}, "the launcher gives a worker this much");
+
+/* What a task is about, and where its sums are. */
+struct work {
+  const struct fa_params *params;
+  struct scratch *s;
+  long long batch, kv_head, head; /* head: of the queries, the one being worked on */
+  long long begin_key, end_key;
+  float *d_keys, *d_values; /* (end_key - begin_key rounded up, columns) */
+  _Bool want_d_query, want_d_key, want_d_value;
+};
+
+static inline long round_up_to(long x, long multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+static void load_queries(struct work *w, long long first, long rows)
+{
+  struct scratch *s = w->s;
+  const struct fa_tensor *query = &w->params->query, *d_output = &w->params->grad_output, *output = &w->params->output;
+  const element *q = at(query, w->batch, w->head, first), *d_o = at(d_output, w->batch, w->head, first);
+  const element *o = at(output, w->batch, w->head, first);
+  const float *lse = w->params->lse + ((w->batch * w->params->heads_q + w->head) * w->params->seqlen_q + first) * 2;
+  /* Rows beyond the last query get weight 0 by a row_scale of 0. */
+  for (int i = 0; i < BLOCK_M; i++) {
+    s->row_max[i] = i < rows ? lse[2 * i] : 0.0f;
+    s->row_scale[i] = i < rows ? 1.0f / lse[2 * i + 1] : 0.0f;
+    vec sum = {0};
+    for (int column = 0; i < rows && column < HEAD_DIM_V; column += LANES)
+      sum += load_row(d_o + i * d_output->stride_row, d_output->stride_col, column, HEAD_DIM_V) *
+             load_row(o + i * output->stride_row, output->stride_col, column, HEAD_DIM_V);
+    float delta = 0;
+    for (int lane = 0; lane < LANES; lane++)
+      delta += sum[lane];
+    s->delta[i] = delta;
+  }
+  for (int tile = 0; tile < TILES; tile++) {
+    long first_row = tile * TILE_M;
+    pack_transposed(s->queries_t[tile], q + first_row * query->stride_row, query->stride_row, query->stride_col, HEAD_DIM,
+                    rows - first_row);
+    normalise_queries(s->queries_t[tile], w->params->softmax_scale, s->factor + first_row);
+    pack_transposed(s->d_outputs_t[tile], d_o + first_row * d_output->stride_row, d_output->stride_row,
+                    d_output->stride_col, HEAD_DIM_V, rows - first_row);
+//% if dot
+    fold_exact_pairs(s->queries_t[tile], HEAD_DIM);
+    fold_exact_pairs(s->d_outputs_t[tile], HEAD_DIM_V);
+//% end
+    for (int i = 0; i < HEAD_DIM * TILE_M; i += LANES)
+      store(s->d_queries_t[tile] + i, (vec){0});
+  }
+//% if dot
+  pack_row_pairs(s->queries, ${ld_qk}, q, query->stride_row, query->stride_col, HEAD_DIM, rows, BLOCK_M / 2);
+  pack_row_pairs(s->d_outputs, ${ld_v}, d_o, d_output->stride_row, d_output->stride_col, HEAD_DIM_V, rows, BLOCK_M / 2);
+//% else
+  pack_rows(s->queries, ${ld_qk}, q, query->stride_row, query->stride_col, HEAD_DIM, rows, BLOCK_M);
+  pack_rows(s->d_outputs, ${ld_v}, d_o, d_output->stride_row, d_output->stride_col, HEAD_DIM_V, rows, BLOCK_M);
+//% end
+}
+
+static void load_keys(struct work *w, long long first, long keys)
+{
+  struct scratch *s = w->s;
+  const struct fa_tensor *key = &w->params->key, *value = &w->params->value;
+  const element *k = at(key, w->batch, w->kv_head, first), *v = at(value, w->batch, w->kv_head, first);
+  long padded = round_up_to(keys, ${key_rows});
+//% if dot
+  pack_column_pairs(s->keys, ${ld_key_columns}, k, key->stride_row, key->stride_col, HEAD_DIM, keys, padded);
+  pack_column_pairs(s->values, ${ld_value_columns}, v, value->stride_row, value->stride_col, HEAD_DIM_V, keys, padded);
+  if (w->want_d_query)
+    pack_row_pairs(s->key_pairs, ${ld_qk}, k, key->stride_row, key->stride_col, HEAD_DIM, keys, 0);
+//% else
+  pack_rows(s->keys, ${ld_key_columns}, k, key->stride_row, key->stride_col, HEAD_DIM, keys, padded);
+  pack_rows(s->values, ${ld_value_columns}, v, value->stride_row, value->stride_col, HEAD_DIM_V, keys, padded);
+//% end
+}
+
+/*
+ * Scores become weights and d_weights d_scores, in place. Keys from first_masked on may be hidden: key j is
+ * seen by query i where i + diagonal >= j.
+ */
+static __attribute__((noinline)) void softmax_tile(float *scores, float *d_scores, long keys, long first_masked,
+                                                   long diagonal, const float *factor, const float *row_max,
+                                                   const float *row_scale, const float *delta)
+{
+//% for v in 0 .. tile_vectors
+  vec factor_${v} = load(factor + ${v} * LANES), max_${v} = load(row_max + ${v} * LANES);
+  vec scale_${v} = load(row_scale + ${v} * LANES), delta_${v} = load(delta + ${v} * LANES);
+//% end
+  for (long key = 0; key < keys; key++) {
+//% for v in 0 .. tile_vectors
+    float *x_${v} = scores + key * TILE_M + ${v} * LANES, *dx_${v} = d_scores + key * TILE_M + ${v} * LANES;
+    vec p_${v} = exp2_nonpositive((load(x_${v}) - max_${v}) * factor_${v}) * scale_${v};
+    vec ds_${v} = p_${v} * (load(dx_${v}) - delta_${v});
+    store(x_${v}, p_${v});
+    store(dx_${v}, ds_${v});
+//% end
+  }
+//% if causal
+  for (long key = first_masked; key < keys; key++) {
+//%   for v in 0 .. tile_vectors
+    float *x_${v} = scores + key * TILE_M + ${v} * LANES, *dx_${v} = d_scores + key * TILE_M + ${v} * LANES;
+    ivec seen_${v} = lane_index() + (int)(${v} * LANES + diagonal - key) >= 0;
+    store(x_${v}, blend(seen_${v}, load(x_${v}), (vec){0}));
+    store(dx_${v}, blend(seen_${v}, load(dx_${v}), (vec){0}));
+//%   end
+  }
+//% else
+  (void)first_masked, (void)diagonal;
+//% end
+}
+
+/* Weights and d_scores of one tile of queries, its part of dQ, and both in the form that dV and dK read. */
+static void attend_tile(struct work *w, int tile, long diagonal, long keys, long padded_keys)
+{
+  struct scratch *s = w->s;
+//% if causal
+  long tile_keys = diagonal + TILE_M < keys ? diagonal + TILE_M : keys;
+  tile_keys = tile_keys < 0 ? 0 : tile_keys;
+  long first_masked = diagonal + 1 < 0 ? 0 : diagonal + 1 < tile_keys ? diagonal + 1 : tile_keys;
+//% else
+  long tile_keys = keys, first_masked = keys;
+//% end
+//% if dot
+  float *scores = s->scores_tile, *d_scores = s->d_scores_tile;
+//% else
+  float *scores = s->scores[tile], *d_scores = s->d_scores[tile];
+//% end
+  long panels = round_up_to(tile_keys, ${key_rows});
+  multiply_columns_${head_dim}_${tile_vectors}v(s->keys, s->queries_t[tile], scores, panels, ${ceil_div(head_dim, pair)});
+  multiply_columns_${head_dim_v}_${tile_vectors}v(s->values, s->d_outputs_t[tile], d_scores, panels, ${ceil_div(head_dim_v, pair)});
+  softmax_tile(scores, d_scores, tile_keys, first_masked, diagonal, s->factor + tile * TILE_M,
+               s->row_max + tile * TILE_M, s->row_scale + tile * TILE_M, s->delta + tile * TILE_M);
+//% if dot
+  if (w->want_d_query) {
+    fold_rounded_pairs(s->d_score_pairs, d_scores, tile_keys);
+    add_query_gradient_${head_dim}_${tile_vectors}v(s->key_pairs, s->d_score_pairs, s->d_queries_t[tile], HEAD_DIM, (tile_keys + 1) / 2);
+  }
+  for (long i = 0; i < tile_keys * TILE_M; i += LANES) {
+    store_elements((element *)s->scores[tile] + i, load(scores + i));
+    store_elements((element *)s->d_scores[tile] + i, load(d_scores + i));
+  }
+  for (long i = tile_keys * TILE_M / 2; i < padded_keys * TILE_M / 2; i++)
+    s->scores[tile][i] = s->d_scores[tile][i] = 0;
+//% else
+  if (w->want_d_query)
+    add_query_gradient_${head_dim}_${tile_vectors}v(s->keys, d_scores, s->d_queries_t[tile], HEAD_DIM, tile_keys);
+  for (long i = tile_keys * TILE_M; i < padded_keys * TILE_M; i += LANES) {
+    store(scores + i, (vec){0});
+    store(d_scores + i, (vec){0});
+  }
+//% end
+}
+
+/* One block of queries against one block of keys. */
+static void attend(struct work *w, long long first_query, long long first_key, long keys)
+{
+  struct scratch *s = w->s;
+  long padded_keys = round_up_to(keys, ${gradient_rows_qk}), padded_keys_v = round_up_to(keys, ${gradient_rows_v});
+  long most_padded = padded_keys > padded_keys_v ? padded_keys : padded_keys_v;
+  for (int tile = 0; tile < TILES; tile++)
+    attend_tile(w, tile, first_query + tile * TILE_M - first_key, keys, most_padded);
+  float *d_values = w->d_values + (first_key - w->begin_key) * ${ld_v};
+  float *d_keys = w->d_keys + (first_key - w->begin_key) * ${ld_qk};
+  if (w->want_d_value) {
+//% for group in 0 .. groups_v
+//%   let column = group * gradient_vectors_v * lanes
+//%   let group_vectors = min(gradient_vectors_v, ld_v / lanes - group * gradient_vectors_v)
+    add_gradient_${head_dim_v}_${group_vectors}v(s->scores[0], s->d_outputs + ${column}, d_values + ${column}, padded_keys_v, TILE_M / ${pair});
+//% end
+  }
+  if (w->want_d_key) {
+//% for group in 0 .. groups_qk
+//%   let column = group * gradient_vectors_qk * lanes
+//%   let group_vectors = min(gradient_vectors_qk, ld_qk / lanes - group * gradient_vectors_qk)
+    add_gradient_${head_dim}_${group_vectors}v(s->d_scores[0], s->queries + ${column}, d_keys + ${column}, padded_keys, TILE_M / ${pair});
+//% end
+  }
+}
+
+static inline long long query_blocks(const struct fa_params *params) { return (params->seqlen_q + BLOCK_M - 1) / BLOCK_M; }
+
+/* Where split `split` keeps its part of dQ for one block of queries. */
+static inline float *partial_d_query(const struct fa_params *params, long long split, long long batch, long long head, long long block)
+{
+  long long index = ((split * params->batch + batch) * params->heads_q + head) * query_blocks(params) + block;
+  return (float *)params->workspace + index * (BLOCK_M * HEAD_DIM);
+}
+
+/* dQ^T of one block to the caller's tensor. */
+static void store_d_query(const struct fa_params *params, long long batch, long long head, long long first, long rows, const float *d_query_t)
+{
+  const struct fa_tensor *d_query = &params->grad_query;
+  float scale[TILE_M];
+  for (int i = 0; i < TILE_M; i++)
+    scale[i] = (float)params->softmax_scale;
+  for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++)
+    unpack_transposed(at(d_query, batch, head, first + tile * TILE_M), d_query->stride_row, d_query->stride_col, HEAD_DIM,
+                      rows - tile * TILE_M, d_query_t + tile * HEAD_DIM * TILE_M, scale);
+}
+
+static void query_block(struct work *w, long long split, long long block)
+{
+  const struct fa_params *params = w->params;
+  long long first_query = block * BLOCK_M;
+  long rows = params->seqlen_q - first_query < BLOCK_M ? params->seqlen_q - first_query : BLOCK_M;
+  long long end_key = w->end_key;
+//% if causal
+  end_key = first_query + rows < end_key ? first_query + rows : end_key;
+//% end
+  load_queries(w, first_query, rows);
+  for (long long first_key = w->begin_key; first_key < end_key; first_key += BLOCK_N) {
+    long keys = end_key - first_key < BLOCK_N ? end_key - first_key : BLOCK_N;
+    load_keys(w, first_key, keys);
+    attend(w, first_query, first_key, keys);
+  }
+  if (!w->want_d_query)
+    return;
+  if (params->num_splits == 1) {
+    store_d_query(params, w->batch, w->head, first_query, rows, w->s->d_queries_t[0]);
+    return;
+  }
+  float *partial = partial_d_query(params, split, w->batch, w->head, block);
+  for (int i = 0; i < BLOCK_M * HEAD_DIM; i += LANES)
+    store(partial + i, load(w->s->d_queries_t[0] + i));
+}
+
+static void store_gradient(const struct fa_tensor *to, const struct work *w, const float *sums, int leading, int dim, float scale)
+{
+  for (long long key = w->begin_key; key < w->end_key; key++)
+    for (int column = 0; column < dim; column += LANES)
+      store_row(at(to, w->batch, w->kv_head, key), to->stride_col, column, dim,
+                load(sums + (key - w->begin_key) * leading + column) * scale);
+}
+
+void backward(const struct fa_params *params, long long task, void *scratch)
+{
+  long long splits = params->num_splits, groups = params->heads_q / params->heads_kv;
+  long long blocks = (params->seqlen_k + BLOCK_N - 1) / BLOCK_N, split_blocks = (blocks + splits - 1) / splits;
+  /* Neighbouring tasks are different heads; causal splits with the most queries come first. */
+  long long heads = params->batch * params->heads_kv, split = task / heads;
+  long long begin = split * split_blocks * BLOCK_N, end = begin + split_blocks * BLOCK_N;
+  begin = begin < params->seqlen_k ? begin : params->seqlen_k;
+  end = end < params->seqlen_k ? end : params->seqlen_k;
+  struct work w = {
+      .params = params,
+      .s = scratch,
+      .batch = task % heads / params->heads_kv,
+      .kv_head = task % params->heads_kv,
+      .begin_key = begin,
+      .end_key = end,
+      .want_d_query = params->grad_query.data != 0,
+      .want_d_key = params->grad_key.data != 0,
+      .want_d_value = params->grad_value.data != 0,
+  };
+  long padded = split_blocks * BLOCK_N + SCORE_ROWS - BLOCK_N;
+  w.d_keys = (float *)((char *)scratch + ${scratch_bytes});
+  w.d_values = w.d_keys + padded * ${ld_qk};
+  for (long i = 0; i < padded * ${ld_qk + ld_v}; i += LANES)
+    store(w.d_keys + i, (vec){0});
+  for (w.head = w.kv_head * groups; w.head < (w.kv_head + 1) * groups; w.head++)
+//% if causal
+    for (long long block = begin / BLOCK_M; block < query_blocks(params); block++)
+//% else
+    for (long long block = 0; block < query_blocks(params); block++)
+//% end
+      query_block(&w, split, block);
+  if (w.want_d_key)
+    store_gradient(&params->grad_key, &w, w.d_keys, ${ld_qk}, HEAD_DIM, (float)params->softmax_scale);
+  if (w.want_d_value)
+    store_gradient(&params->grad_value, &w, w.d_values, ${ld_v}, HEAD_DIM_V, 1.0f);
+}
+
+/* Second phase, one task per block of queries: the splits' parts of dQ, added in order. */
+void backward_sum(const struct fa_params *params, long long task, void *scratch)
+{
+  struct scratch *s = scratch;
+  long long per_head = query_blocks(params), head = task / per_head % params->heads_q;
+  long long batch = task / per_head / params->heads_q, block = task % per_head;
+  long long first_query = block * BLOCK_M;
+  long rows = params->seqlen_q - first_query < BLOCK_M ? params->seqlen_q - first_query : BLOCK_M;
+  long long blocks = (params->seqlen_k + BLOCK_N - 1) / BLOCK_N;
+  long long split_keys = (blocks + params->num_splits - 1) / params->num_splits * BLOCK_N;
+  float *sum = s->d_queries_t[0];
+  for (int i = 0; i < BLOCK_M * HEAD_DIM; i += LANES)
+    store(sum + i, (vec){0});
+  for (long long split = 0; split < params->num_splits; split++) {
+//% if causal
+    if (split * split_keys / BLOCK_M > block)
+      break; /* these queries see none of its keys, and it has left nothing */
+//% end
+    const float *partial = partial_d_query(params, split, batch, head, block);
+    for (int i = 0; i < BLOCK_M * HEAD_DIM; i += LANES)
+      store(sum + i, load(sum + i) + load(partial + i));
+  }
+  (void)split_keys;
+  store_d_query(params, batch, head, first_query, rows, sum);
+}
