@@ -11,13 +11,13 @@
 
 static char test_dir[64];
 static char test_message[4096];
-static const char *const test_files[] = {"main.c", "other.c", "third.c", "sub/inner.c"};
+static const char *const test_files[] = {"main.c", "other.c", "third.c", "cpu/inner.c", "cpu/forward.c"};
 
 static inline void make_test_dir(void) {
   char path[128];
   snprintf(test_dir, sizeof test_dir, "/tmp/flash_attention_test_XXXXXX");
   CHECK(mkdtemp(test_dir) != NULL);
-  snprintf(path, sizeof path, "%s/sub", test_dir);
+  snprintf(path, sizeof path, "%s/cpu", test_dir);
   CHECK(mkdir(path, 0700) == 0);
 }
 
@@ -27,7 +27,7 @@ static inline void remove_test_dir(void) {
     snprintf(path, sizeof path, "%s/%s", test_dir, test_files[i]);
     unlink(path);
   }
-  snprintf(path, sizeof path, "%s/sub", test_dir);
+  snprintf(path, sizeof path, "%s/cpu", test_dir);
   rmdir(path);
   rmdir(test_dir);
 }

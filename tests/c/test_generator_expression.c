@@ -29,7 +29,7 @@ static const char *result(const char *text) {
   char *copy = malloc(length ? length : 1);
   if (!copy)
     return "out of memory";
-  memcpy(copy, text, length);
+  memcpy(copy, text, length); /* NOLINT(bugprone-not-null-terminated-result): on purpose */
   fa_scanner scanner = {.position = copy, .end = copy + length, .lookup = lookup};
   fa_value value;
   if (!fa_expression_read(&scanner, &value))
