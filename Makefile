@@ -25,7 +25,8 @@ C_FILES := $(filter-out third_party/%, $(sort $(wildcard \
   generator/*.[ch] cache/*.[ch] runtime/*.[ch] python/*.[ch] examples/*.c tests/c/*.[ch] templates/common/*.h)))
 DIGEST_FILES := $(sort $(wildcard generator/*.c generator/*.h templates/common/*))
 DIGEST := $(shell cat $(DIGEST_FILES) | sha256sum | cut -c 1-16)
-DEFINES = -DFA_SOURCE_DIGEST='"$(DIGEST)"' -DFA_TEMPLATE_DIR='"$(CURDIR)/templates"'
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DEFINES := -DFA_VERSION='"$(VERSION)"' -DFA_SOURCE_DIGEST='"$(DIGEST)"'
 
 PACKAGE_LIBRARY := python/flash_attention/_flash_attention.so
 VENV := .venv
@@ -60,7 +61,7 @@ test: $(PACKAGE_LIBRARY) $(TEST_READY) ## everything that CI checks: linters, C 
 lint: $(TEST_READY) ## clang-format, clang-tidy, ruff and mypy
 	$(TOOLS)clang-format --dry-run -Werror $(C_FILES)
 	printf '%s\n' $(filter %.c, $(C_FILES)) | xargs -P 2 -n 3 sh -c \
-	  '"$(TOOLS)clang-tidy" --quiet "$$@" -- -std=gnu11 -I. -DFA_SOURCE_DIGEST=\"0\" -DFA_TEMPLATE_DIR=\"templates\"' lint
+	  '"$(TOOLS)clang-tidy" --quiet "$$@" -- -std=gnu11 -I. -DFA_VERSION=\"0\" -DFA_SOURCE_DIGEST=\"0\" -DFA_TEMPLATE_DIR=\"templates\"' lint
 	$(TOOLS)ruff check .
 	$(TOOLS)ruff format --check .
 	$(TOOLS)mypy
@@ -109,7 +110,7 @@ help: ## this list
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) $(WERROR) $(CFLAGS) $(DEFINES) -MMD -MP -c $< -o $@
+	$(CC) $(FLAGS) $(WERROR) $(CFLAGS) $(DEFINES) -DFA_TEMPLATE_DIR='"$(CURDIR)/templates"' -MMD -MP -c $< -o $@
 
 # The digest is compiled in: whatever changes it rebuilds the objects.
 $(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.o): $(DIGEST_FILES)
@@ -122,7 +123,7 @@ $(BUILD)/plain_c: examples/plain_c.c $(BUILD)/libflash_attention.so
 
 # Finds its templates beside itself, not where it was built.
 $(PACKAGE_LIBRARY): $(LIBRARY_SOURCES) $(BINDING_SOURCES) $(DIGEST_FILES) $(wildcard cache/*.h runtime/*.h python/*.h)
-	$(CC) $(FLAGS) $(CFLAGS) -DFA_SOURCE_DIGEST='"$(DIGEST)"' -shared $(filter %.c, $^) -o $@ $(LIBS)
+	$(CC) $(FLAGS) $(CFLAGS) $(DEFINES) -shared $(filter %.c, $^) -o $@ $(LIBS)
 
 # --- C tests: each file is a program that links the whole library -------------------------------------------------
 

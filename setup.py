@@ -67,7 +67,8 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).absolute()
         output.parent.mkdir(parents=True, exist_ok=True)
-        command = [*compiler(), *FLAGS, f'-DFA_SOURCE_DIGEST="{source_digest()}"', *ext.sources]
+        defines = [f'-DFA_VERSION="{self.distribution.get_version()}"', f'-DFA_SOURCE_DIGEST="{source_digest()}"']
+        command = [*compiler(), *FLAGS, *defines, *ext.sources]
         command += ["-o", str(output), *LINK_FLAGS]
         print(shlex.join(command), flush=True)
         try:

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from example_training import BATCH, CONTEXT, CharTransformer, Trainer, load_text, pick_device, sample
+from example_training import (
+    BATCH,
+    CONTEXT,
+    CharTransformer,
+    Trainer,
+    causal_flash_attention,
+    load_text,
+    pick_device,
+    sample,
+)
 
 OURS, TORCH = "flash_attention", "scaled_dot_product_attention"
 
@@ -143,8 +152,8 @@ def main() -> None:
     runs: dict[str, Run] = {}
     for name in (OURS, TORCH):
         torch.manual_seed(0)
-        attention = {} if name == OURS else {"attention": lambda head_dim: TorchAttention()}
-        runs[name] = Run(Trainer(CharTransformer(len(text.alphabet), **attention), device, arguments.steps))
+        attention = causal_flash_attention if name == OURS else lambda head_dim: TorchAttention()
+        runs[name] = Run(Trainer(CharTransformer(len(text.alphabet), attention), device, arguments.steps))
     parameters = sum(p.numel() for p in runs[TORCH].trainer.model.parameters())
     print(f"Training a transformer of {parameters:,} parameters on {len(text.training):,} characters, {device.type},")
     print(f"{torch.get_num_threads()} threads, {CONTEXT} characters of context, once with each attention.\n")

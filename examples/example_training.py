@@ -23,8 +23,13 @@ from torch.nn import functional as F
 
 from flash_attention import FlashAttention, flash_attention
 
-CONTEXT = 512  # characters that a position can look back on
-BATCH = 8
+CONTEXT = 1024  # characters that a position can look back on
+BATCH = 4
+
+
+def causal_flash_attention(head_dim: int) -> nn.Module:
+    """The attention of one layer: query i sees keys 0 to i."""
+    return FlashAttention(head_dim, is_causal=True)
 
 
 class Block(nn.Module):
@@ -55,7 +60,7 @@ class CharTransformer(nn.Module):
     def __init__(
         self,
         vocabulary: int,
-        attention: Callable[[int], nn.Module] = lambda head_dim: FlashAttention(head_dim, is_causal=True),
+        attention: Callable[[int], nn.Module] = causal_flash_attention,
         d_model: int = 128,
         num_heads: int = 2,
         num_layers: int = 4,

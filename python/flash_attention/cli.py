@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flash_attention import _native
 
@@ -76,7 +76,7 @@ def run_compile(arguments: argparse.Namespace) -> None:
     """Compile a kernel outside of the cache and say what came of it."""
     problem = native_problem(arguments)
     source, config = _native.source(problem, arguments.config)
-    compiled = _native.compile(problem, arguments.config)
+    compiled = _native.compile_kernel(problem, arguments.config)
     print(f"config: {config}")
     print(f"source: {len(source.encode())} bytes, {source.count(chr(10))} lines")
     print(f"compiler: {compiled.compiler}")
@@ -93,7 +93,7 @@ def run_compile(arguments: argparse.Namespace) -> None:
 
 def run_configs(arguments: argparse.Namespace) -> None:
     """Print the configs that the tuner would choose from, best guess first."""
-    print(_native.list_configs(native_problem(arguments)).rstrip())
+    print("\n".join(_native.list_configs(native_problem(arguments))))
 
 
 def run_cache(arguments: argparse.Namespace) -> None:
@@ -107,23 +107,20 @@ def run_cache(arguments: argparse.Namespace) -> None:
 
 
 def print_entries(verify: bool) -> None:
-    """One line an entry; with `verify`, read each, and fail if one is damaged."""
-    entries = [line.split(maxsplit=5) for line in _native.cache_report(verify).splitlines() if line.strip()]
-    total, damaged = 0, 0
+    """One line an entry; with `verify`, fail if one is damaged."""
+    entries = _native.cache_entries(verify)
     if entries:
-        print(f"{'key':34}{'kind':8}{'bytes':>9}  {'last used':18}")
-    for hexadecimal, kind, size, used, valid, *rest in entries:
-        total += int(size)
-        damaged += valid == "0"
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(int(used)))
-        trouble = "DAMAGED " if valid == "0" else ""
-        print(f"{hexadecimal:34}{kind:8}{int(size):>9}  {when:18}{trouble}{' '.join(rest)}")
-    print(f"{len(entries)} entries, {total} bytes in {_native.cache_path()}")
+        print(f"{'key':34}{'kind':8}{'bytes':>9}  {'last used':18}problem: config")
+    for entry in entries:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
+        fields = dict(field.partition("=")[::2] for field in entry.text.split(";"))
+        about = f"{fields.get('problem', '')}: {fields.get('config', '')}" if entry.valid else f"DAMAGED {entry.text}"
+        print(f"{entry.key:34}{entry.kind:8}{entry.size:>9}  {when}  {about}")
+    print(f"{len(entries)} entries, {sum(entry.size for entry in entries)} bytes in {_native.cache_path()}")
+    damaged = sum(not entry.valid for entry in entries)
+    if verify and damaged:
+        raise CommandError(f"{damaged} of {len(entries)} entries are damaged; each is made anew when it is needed")
     if verify:
-        if damaged:
-            raise CommandError(
-                f"{damaged} of {len(entries)} entries are damaged; each will be made anew when it is needed"
-            )
         print("all entries are intact")
 
 
@@ -159,7 +156,7 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def several(*allowed: str) -> object:
+def several(*allowed: str) -> Callable[[str], list[str]]:
     """An argument type: a comma-separated list of some of `allowed`."""
 
     def parse(text: str) -> list[str]:
@@ -205,7 +202,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def add(name: str, run: object, text: str, description: str = "") -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, description: str = ""
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=description or text, formatter_class=raw)
         command.set_defaults(run=run)
         return command
