@@ -22,12 +22,12 @@ enum { FA_MESSAGE_SIZE = 4096 };
 
 typedef enum fa_status {
   FA_OK = 0,
-  FA_INVALID_VALUE = 1,  /* an argument has a value that it must not have (ValueError) */
-  FA_INVALID_TYPE = 2,   /* ... a type (TypeError) */
-  FA_UNSUPPORTED = 3,    /* legal, but not supported yet (NotImplementedError) */
-  FA_OUT_OF_MEMORY = 4,  /* the host's allocate returned NULL */
-  FA_NO_COMPILER = 5,    /* nothing here compiles the generated source */
-  FA_FAILED = 6          /* anything else: message has the compiler's log, the driver's error, ... */
+  FA_INVALID_VALUE = 1, /* an argument has a value that it must not have (ValueError) */
+  FA_INVALID_TYPE = 2,  /* ... a type (TypeError) */
+  FA_UNSUPPORTED = 3,   /* legal, but not supported yet (NotImplementedError) */
+  FA_OUT_OF_MEMORY = 4, /* the host's allocate returned NULL */
+  FA_NO_COMPILER = 5,   /* nothing here compiles the generated source */
+  FA_FAILED = 6         /* anything else: message has the compiler's log, the driver's error, ... */
 } fa_status;
 
 typedef enum fa_device_type { FA_DEVICE_CPU = 0, FA_DEVICE_CUDA = 1 } fa_device_type;
@@ -83,21 +83,23 @@ typedef struct fa_compiled {
   void *image; /* malloc'ed: shared object or cubin; free with fa_free */
   size_t image_length;
   double seconds;
-  char *log;           /* malloc'ed: compiler's messages */
-  char compiler[512];  /* identity and version */
-  char command[2048];   /* how it was run */
+  char *log;          /* malloc'ed: compiler's messages */
+  char compiler[512]; /* identity and version */
+  char command[2048]; /* how it was run */
 } fa_compiled;
 FA_API fa_status fa_compile(const fa_problem *problem, const char *config, fa_compiled *compiled, char *message);
 /* Configs of a problem, one a line, best guess first. */
 FA_API fa_status fa_list_configs(const fa_problem *problem, char **text, char *message);
-/* "name: value" lines: version, template directory and digest, CPU, instruction sets, compiler, cache place and size. */
+/* "name: value" lines: version, template directory and digest, CPU, instruction sets, compiler, cache place and size.
+ */
 FA_API fa_status fa_info(char **text);
 /* What happened in this process so far; tests and `bench` read it. */
 typedef struct fa_statistics {
   int64_t compilations, compile_failures, tunings, cache_hits, cache_misses, kernels_loaded, launches;
 } fa_statistics;
 FA_API void fa_get_statistics(fa_statistics *statistics);
-/* The cache of this process, by path; visit as fa_cache_visit but as text lines (hex kind bytes last_used valid metadata). */
+/* The cache of this process, by path; visit as fa_cache_visit but as text lines (hex kind bytes last_used valid
+ * metadata). */
 FA_API fa_status fa_cache_report(bool verify, char **text, char *message);
 FA_API fa_status fa_cache_remove_all(int64_t *removed, char *message);
 FA_API const char *fa_cache_path(void);

@@ -1,0 +1,194 @@
+/*
+ * How a call becomes a kernel. Read fa_execute and follow it down:
+ *
+ *     fa_execute   the table in memory knows the kernel: launch it. No lock, no allocation, no environment.
+ *     prepare      it does not: one thread finds out, others that want the same wait for it.
+ *     resolve      the tuning record on disk names config and kernel, and the cache holds the kernel: load it.
+ *     tune_once    nothing is known: one process generates, compiles and times candidates, and writes the record.
+ */
+#include "runtime/runtime.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A tuner elsewhere that takes longer than this is not waited for. */
+static const double TUNING_LOCK_SECONDS = 120;
+
+static fa_problem problem_of(const fa_call *call, const fa_device *device) {
+  fa_problem problem = {.op = call->op,
+                        .dtype = call->dtype,
+                        .precision = call->dtype == FA_FP32 ? call->precision : FA_PRECISION_FULL,
+                        .head_dim = call->head_dim,
+                        .head_dim_v = call->head_dim_v,
+                        .is_causal = call->is_causal};
+  memcpy(problem.target, device->target, sizeof problem.target);
+  return problem;
+}
+
+static void table_key_of(const fa_problem *problem, const fa_device *device, const fa_shape *shape, fa_table_key *key) {
+  key->problem = (uint64_t)problem->op | (uint64_t)problem->dtype << 4 | (uint64_t)problem->precision << 8 |
+                 (uint64_t)problem->is_causal << 12 | (uint64_t)problem->head_dim << 16 |
+                 (uint64_t)problem->head_dim_v << 28 | (uint64_t)device->ops->type << 40 |
+                 (uint64_t)(unsigned)device->index << 48;
+  device->ops->bucket(shape, &key->bucket);
+}
+
+/* Load the kernel that a record names; compile it again if it is gone or does not load. */
+static fa_status use_record(const fa_device *device, const fa_problem *problem, const fa_key *key,
+                            const fa_record *record, const fa_ready **ready, char *message) {
+  fa_problem lowered = *problem;
+  memcpy(lowered.target, record->target, sizeof lowered.target);
+  fa_config config;
+  if (fa_config_parse(&lowered, record->config, &config, message, FA_MESSAGE_SIZE) != 0)
+    return FA_FAILED;
+
+  *ready = fa_find_loaded(device, record->kernel_hex);
+  if (*ready)
+    return FA_OK;
+  fa_entry entry;
+  if (fa_cache_get_by_hex(fa_shared_cache(), "kernel", record->kernel_hex, &entry)) {
+    fa_status status = fa_make_ready(device, &lowered, &config, record->kernel_hex, entry.payload, entry.payload_length,
+                                     ready, message);
+    fa_entry_free(&entry);
+    if (status == FA_OK) {
+      fa_count(&fa_counters.cache_hits);
+      fa_say("kernel %s (%s) comes from the cache", record->kernel_hex, record->config);
+      return FA_OK;
+    }
+    fa_say("kernel %s does not load and is made again: %s", record->kernel_hex, message);
+  }
+  fa_count(&fa_counters.cache_misses);
+  fa_built built;
+  fa_status status = fa_build(device->ops, &lowered, &config, &built, message);
+  if (status == FA_OK)
+    status =
+        fa_make_ready(device, &lowered, &config, built.kernel_hex, built.image, built.image_length, ready, message);
+  if (status == FA_OK && strcmp(built.kernel_hex, record->kernel_hex) != 0) { /* another compiler than then */
+    fa_record renewed = *record;
+    memcpy(renewed.kernel_hex, built.kernel_hex, sizeof renewed.kernel_hex);
+    fa_record_put(key, problem, FA_CACHE_REPLACE, &renewed, "");
+  }
+  fa_built_free(&built);
+  return status;
+}
+
+/* What a tuner found before, here or in another process. */
+static fa_status from_record(const fa_device *device, const fa_problem *problem, const fa_key *key,
+                             const fa_ready **ready, char *message) {
+  fa_record record;
+  if (!fa_record_get(key, &record))
+    return FA_FAILED;
+  return use_record(device, problem, key, &record, ready, message);
+}
+
+/* Tune and publish. The first published record wins, so that all processes compute with the same kernel. */
+static fa_status tune_once(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                           const fa_key *key, const fa_host *host, const fa_ready **ready, char *message) {
+  fa_cache_lock *lock = fa_cache_lock_key(fa_shared_cache(), key, TUNING_LOCK_SECONDS);
+  fa_status status = from_record(device, problem, key, ready, message);
+  char *notes = status == FA_OK ? NULL : calloc(1, FA_NOTES_SIZE);
+  if (notes) {
+    bool keep = false;
+    fa_autotune autotune = fa_get_settings()->autotune;
+    status = fa_tune(device, problem, bucket, autotune, host, ready, &keep, notes, message);
+    if (status == FA_OK && keep) {
+      fa_record record;
+      memcpy(record.target, (*ready)->problem.target, sizeof record.target);
+      memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
+      fa_config_format(&(*ready)->config, record.config, sizeof record.config);
+      const fa_ready *theirs = NULL;
+      char ignored[FA_MESSAGE_SIZE];
+      if (!fa_record_put(key, problem, FA_CACHE_KEEP_FIRST, &record, notes) &&
+          from_record(device, problem, key, &theirs, ignored) == FA_OK)
+        *ready = theirs;
+    }
+    free(notes);
+  } else if (status != FA_OK) {
+    status = fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %d bytes for the tuner's notes", FA_NOTES_SIZE);
+  }
+  fa_cache_unlock(lock);
+  return status;
+}
+
+static fa_status resolve(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                         const fa_host *host, const fa_ready **ready, char *message) {
+  fa_autotune autotune = fa_get_settings()->autotune;
+  fa_status status = FA_FAILED;
+  fa_key key;
+  if (autotune == FA_TUNE_SOME) { /* an exhaustive search, if one was made, found at least as good a config */
+    fa_record_key(&key, device, problem, bucket, FA_TUNE_ALL);
+    status = from_record(device, problem, &key, ready, message);
+    fa_key_free(&key);
+  }
+  if (status == FA_OK)
+    return FA_OK;
+  fa_record_key(&key, device, problem, bucket, autotune);
+  status = from_record(device, problem, &key, ready, message);
+  if (status != FA_OK)
+    status = tune_once(device, problem, bucket, &key, host, ready, message);
+  fa_key_free(&key);
+  return status;
+}
+
+/* Off the hit path: the first thread that wants a slot's kernel makes it, the others wait and share its outcome.
+ * A failure is not kept: the next call tries again. */
+static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
+                         const fa_host *host, const fa_ready **ready, char *message) {
+  fa_lock();
+  fa_slot *slot = fa_table_slot(key);
+  if (!slot) {
+    fa_unlock();
+    return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes to remember a kernel", sizeof *slot);
+  }
+  uint64_t attempts = slot->attempts;
+  while (slot->claimed_by == fa_generation() && slot->attempts == attempts)
+    fa_wait();
+  *ready = atomic_load_explicit(&slot->ready, memory_order_acquire);
+  if (*ready || slot->attempts != attempts) { /* somebody else did it, or failed to */
+    fa_status status = *ready ? FA_OK : slot->status;
+    if (status != FA_OK)
+      fa_fail(status, message, "%s", slot->failure ? slot->failure : "out of memory");
+    fa_unlock();
+    return status;
+  }
+  slot->claimed_by = fa_generation();
+  fa_unlock();
+
+  fa_status status = resolve(device, problem, &key->bucket, host, ready, message);
+
+  fa_lock();
+  slot->claimed_by = 0;
+  slot->attempts++;
+  slot->status = status;
+  free(slot->failure);
+  slot->failure = status == FA_OK ? NULL : strdup(message);
+  if (status == FA_OK)
+    atomic_store_explicit(&slot->ready, *ready, memory_order_release);
+  fa_wake_all();
+  fa_unlock();
+  return status;
+}
+
+fa_status fa_execute(const fa_call *call, const fa_host *host, char *message) {
+  fa_status status = fa_check_call(call, message);
+  if (status != FA_OK)
+    return status;
+  const fa_device *device = NULL;
+  status = fa_find_device(call->device_type, call->device_index, &device, message);
+  if (status != FA_OK)
+    return status;
+  if (fa_call_is_empty(call))
+    return fa_execute_empty(device, call, message);
+
+  fa_problem problem = problem_of(call, device);
+  fa_table_key key;
+  table_key_of(&problem, device, &call->shape, &key);
+  const fa_ready *ready = fa_table_find(&key);
+  if (!ready) {
+    status = prepare(device, &problem, &key, host, &ready, message);
+    if (status != FA_OK)
+      return status;
+  }
+  return fa_launch_call(ready, call, host, message);
+}

@@ -1,0 +1,86 @@
+/*
+ * What a kind of device must provide: everything of runtime that is not the same for a CPU and a GPU.
+ * dispatch.c, tune.c and the rest reach a device through this struct only. To add a kind of device, fill one
+ * in (target_cpu.c is the example) and list it in device.c.
+ *
+ * A device is described once and then never changes. Its target string ("cpu:avx512") is part of the
+ * problem; its kind ("Intel Xeon ..., avx512") is part of a tuning record's key.
+ */
+#ifndef FLASH_ATTENTION_TARGET_H
+#define FLASH_ATTENTION_TARGET_H
+
+#include "generator/generator.h"
+#include "runtime/flash_attention.h"
+
+enum { FA_DEVICE_KIND_LENGTH = 192, FA_COMPILER_LENGTH = 512 };
+
+typedef struct fa_device {
+  const struct fa_target *ops;
+  int index;
+  char target[FA_TARGET_LENGTH];    /* what kernels are generated for */
+  char kind[FA_DEVICE_KIND_LENGTH]; /* devices of one kind share tuning records */
+} fa_device;
+
+/* A compiled kernel, loaded: one entry for each phase. */
+typedef struct fa_loaded {
+  void *handle;
+  void *entry[FA_MAX_PHASES];
+} fa_loaded;
+
+/* One call, ready to run. Everything is owned by the caller of launch. */
+typedef struct fa_launch {
+  const fa_device *device;
+  const fa_kernel *kernel; /* phases; its source may be gone */
+  const fa_loaded *loaded;
+  const fa_plan *plan;
+  struct fa_params *params; /* workspace is filled in by launch */
+  void *stream;
+  double flops; /* rough size of the work */
+} fa_launch;
+
+typedef struct fa_target {
+  const char *name; /* "cpu": what comes before the colon of a target string */
+  fa_device_type type;
+
+  /* Describe device `index`; `message` says why there is no such device. */
+  fa_status (*describe)(int index, fa_device *device, char *message);
+
+  /* Round a shape to the part that the best config depends on. The result is also the shape that is timed. */
+  void (*bucket)(const fa_shape *shape, fa_shape *rounded);
+
+  /* Which compiler would be used, with its version and arguments but without paths: part of a kernel's key.
+   * Neither this nor compile is called by a process whose kernels are all cached. */
+  fa_status (*compiler_identity)(char identity[FA_COMPILER_LENGTH], char *message);
+
+  /* Source -> image. FA_UNSUPPORTED: this compiler cannot build for this target; the caller goes on with
+   * lower_target. Called from several threads at once. The caller frees what `compiled` holds. */
+  fa_status (*compile)(const fa_problem *problem, const fa_kernel *kernel, fa_compiled *compiled, char *message);
+
+  /* The next simpler target whose kernels run on the same device; false if there is none. */
+  bool (*lower_target)(const char *target, char lower[FA_TARGET_LENGTH]);
+
+  fa_status (*load)(const fa_device *device, const fa_kernel *kernel, const void *image, size_t length,
+                    fa_loaded *loaded, char *message);
+  void (*unload)(fa_loaded *loaded);
+
+  /* Run all phases. Workspace and scratch come from host->allocate. */
+  fa_status (*launch)(const fa_launch *launch, const fa_host *host, char *message);
+
+  /* Run once as launch does, for the tuner: memory comes from host, the time is the device's own. */
+  fa_status (*time)(const fa_launch *launch, const fa_host *host, double *seconds, char *message);
+
+  /* Fill a (batch, heads, rows, cols) tensor with zeros. */
+  fa_status (*zero)(const fa_call *call, const struct fa_tensor *tensor, const int64_t size[4], size_t element_size,
+                    char *message);
+
+  /* Bytes between the process and memory from host->allocate: the tuner's inputs and results. */
+  fa_status (*copy_to_device)(const fa_device *device, void *to, const void *from, size_t bytes, char *message);
+  fa_status (*copy_from_device)(const fa_device *device, void *to, const void *from, size_t bytes, char *message);
+
+  /* Lines for fa_info, appended to `text`: what there is and what would be used. */
+  void (*info)(char *text, size_t text_size);
+} fa_target;
+
+extern const fa_target fa_target_cpu; /* target_cpu.c */
+
+#endif

@@ -1,0 +1,239 @@
+/*
+ * Which config is best: the generator's candidates, best guess first, are built several at a time; those that
+ * build are checked and, if right, timed; the fastest wins. A later candidate must be clearly faster than an
+ * earlier one, so that noise does not decide between equals.
+ */
+#include "runtime/trial.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SOME_CANDIDATES = 4 };
+
+/* A first call shall take 3 seconds at most, on two slow cores too: after these times nothing new is begun. */
+static const double BUILD_SECONDS = 1.2, TIMING_SECONDS = 2.2;
+static const double CLEARLY_FASTER = 0.98;
+
+typedef struct search {
+  const fa_device *device;
+  fa_problem problem; /* target as low as the compiler needs it */
+  const fa_shape *bucket;
+  const fa_host *host;
+  fa_autotune autotune;
+  double started;
+  fa_progress progress;
+  char *notes;
+  /* One of each for every candidate. */
+  int count;
+  fa_config *configs;
+  fa_built *built;
+  fa_candidate *loaded; /* its kernel is NULL where the candidate did not build, load or compute right */
+  double *seconds;
+} search;
+
+static void drop(search *s, int i, const char *reason) {
+  char config[256];
+  fa_config_format(&s->configs[i], config, sizeof config);
+  fa_say("dropped %s: %s", config, reason);
+  fa_append(s->notes, FA_NOTES_SIZE, "dropped=%s; %.*s\n", config, (int)strcspn(reason, "\n"), reason);
+  if (s->loaded[i].kernel)
+    s->device->ops->unload(&s->loaded[i].loaded);
+  s->loaded[i].kernel = NULL;
+}
+
+/* List candidates and build them; on a compiler that lacks an instruction set, for the next simpler target. */
+static fa_status build_candidates(search *s, char *message) {
+  for (;;) {
+    int count = fa_candidates(&s->problem, s->bucket, s->configs, message, FA_MESSAGE_SIZE);
+    if (count < 1)
+      return FA_FAILED;
+    if (s->autotune == FA_TUNE_NONE)
+      count = 1;
+    if (s->autotune == FA_TUNE_SOME && count > SOME_CANDIDATES)
+      count = SOME_CANDIDATES;
+    double budget = s->autotune == FA_TUNE_ALL ? INFINITY : BUILD_SECONDS;
+    fa_build_all(s->device->ops, &s->problem, s->configs, count, budget, &s->progress, s->built);
+    s->count = count;
+    const fa_built *failed = NULL;
+    for (int i = 0; i < count; i++) {
+      if (s->built[i].status == FA_OK)
+        return FA_OK;
+      if (s->built[i].failure && !failed)
+        failed = &s->built[i];
+    }
+    fa_status status = failed ? failed->status : FA_OUT_OF_MEMORY;
+    fa_fail(status, message, "%s", failed ? failed->failure : "out of memory");
+    for (int i = 0; i < count; i++)
+      fa_built_free(&s->built[i]);
+    s->count = 0;
+    if (status != FA_UNSUPPORTED)
+      return status;
+    char lower[FA_TARGET_LENGTH];
+    if (!s->device->ops->lower_target(s->problem.target, lower))
+      return FA_NO_COMPILER;
+    memcpy(s->problem.target, lower, sizeof lower);
+  }
+}
+
+static fa_status load(const search *s, const fa_built *built, fa_candidate *candidate, char *message) {
+  *candidate = (fa_candidate){.problem = &built->problem, .config = &built->config, .kernel = &built->kernel};
+  fa_status status =
+      s->device->ops->load(s->device, &built->kernel, built->image, built->image_length, &candidate->loaded, message);
+  if (status != FA_OK)
+    candidate->kernel = NULL;
+  return status;
+}
+
+/* Load what was built. `message` says what was wrong with the last one that does not load. */
+static int load_candidates(search *s, char *message) {
+  int loaded = 0;
+  for (int i = 0; i < s->count; i++) {
+    fa_built *built = &s->built[i];
+    if (built->status == FA_OK && load(s, built, &s->loaded[i], message) == FA_OK)
+      loaded++;
+    else
+      drop(s, i, built->status == FA_OK ? message : built->failure ? built->failure : "not built in time");
+  }
+  return loaded;
+}
+
+/* For a trial of backward: forward's best guess, which its own tuning has most likely left in the cache. */
+static fa_status get_forward(const search *s, fa_built *built, fa_candidate *forward, char *message) {
+  fa_problem problem = s->problem;
+  problem.op = FA_FORWARD;
+  fa_config *configs = calloc(FA_MAX_CANDIDATES, sizeof *configs);
+  if (!configs)
+    return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory for the tuner");
+  fa_status status = FA_FAILED;
+  if (fa_candidates(&problem, s->bucket, configs, message, FA_MESSAGE_SIZE) > 0)
+    status = fa_build(s->device->ops, &problem, &configs[0], built, message);
+  free(configs);
+  return status == FA_OK ? load(s, built, forward, message) : status;
+}
+
+/* Drop the candidates that compute wrong results. Returns how many are left; `message` is of the last dropped. */
+static int check_candidates(search *s, fa_trial *trial, char *message) {
+  int right = 0;
+  for (int i = 0; i < s->count; i++) {
+    if (!s->loaded[i].kernel)
+      continue;
+    if (fa_trial_check(trial, &s->loaded[i], message) == FA_OK)
+      right++;
+    else
+      drop(s, i, message);
+  }
+  return right;
+}
+
+/* Time the candidates; those that are not timed keep an infinite time. Returns the fastest. */
+static int time_candidates(search *s, fa_trial *trial) {
+  int fastest = -1;
+  for (int i = 0; i < s->count; i++) {
+    s->seconds[i] = INFINITY;
+    if (!s->loaded[i].kernel)
+      continue;
+    bool late = s->autotune != FA_TUNE_ALL && fa_seconds() - s->started > TIMING_SECONDS;
+    char config[256], ignored[FA_MESSAGE_SIZE];
+    double best = fastest >= 0 ? s->seconds[fastest] : INFINITY;
+    if (s->autotune != FA_TUNE_NONE && !(late && fastest >= 0) &&
+        fa_trial_time(trial, &s->loaded[i], best, &s->seconds[i], ignored) != FA_OK)
+      s->seconds[i] = INFINITY;
+    if (fastest < 0 || s->seconds[i] < best * CLEARLY_FASTER)
+      fastest = i;
+    fa_config_format(&s->configs[i], config, sizeof config);
+    if (isfinite(s->seconds[i])) {
+      fa_say("%9.3f ms %s", s->seconds[i] * 1e3, config);
+      fa_append(s->notes, FA_NOTES_SIZE, "milliseconds=%.4f %s\n", s->seconds[i] * 1e3, config);
+    }
+    fa_progress_show(&s->progress, "%s for %s: %d of %d kernels timed", fa_op_name(s->problem.op), s->problem.target,
+                     i + 1, s->count);
+  }
+  return fastest;
+}
+
+static int best_guess(const search *s) {
+  for (int i = 0; i < s->count; i++)
+    if (s->loaded[i].kernel)
+      return i;
+  return -1;
+}
+
+/* The index of the winner, or -1 and a message. Without the memory for a trial that is the best guess, and *keep
+ * is false: the next process tries again. */
+static int find_winner(search *s, bool *keep, char *message) {
+  if (load_candidates(s, message) == 0)
+    return -1;
+  fa_built forward_built = {0};
+  fa_candidate forward = {0};
+  fa_trial *trial = NULL;
+  const bool backward = s->problem.op == FA_BACKWARD;
+  fa_status status = backward ? get_forward(s, &forward_built, &forward, message) : FA_OK;
+  if (status == FA_OK)
+    status = fa_trial_begin(s->device, &s->problem, s->bucket, s->host, backward ? &forward : NULL, &trial, message);
+  int winner = -1;
+  *keep = status == FA_OK;
+  if (status != FA_OK) {
+    fa_say("cannot tune, taking the best guess for now: %s", message);
+    winner = best_guess(s);
+  } else if (check_candidates(s, trial, message) > 0) {
+    winner = time_candidates(s, trial);
+  }
+  fa_trial_end(trial);
+  if (forward.kernel)
+    s->device->ops->unload(&forward.loaded);
+  fa_built_free(&forward_built);
+  return winner;
+}
+
+static fa_status run(search *s, const fa_ready **ready, bool *keep, char *message) {
+  if (!s->configs || !s->built || !s->loaded || !s->seconds)
+    return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory for the tuner");
+  fa_status status = build_candidates(s, message);
+  if (status != FA_OK)
+    return status;
+  int winner = find_winner(s, keep, message);
+  if (winner < 0)
+    return FA_FAILED;
+  const fa_built *built = &s->built[winner];
+  status = fa_make_ready(s->device, &built->problem, &built->config, built->kernel_hex, built->image,
+                         built->image_length, ready, message);
+  char config[256];
+  fa_config_format(&built->config, config, sizeof config);
+  fa_say("chose %s after %.2f s", config, fa_seconds() - s->started);
+  if (s->autotune != FA_TUNE_NONE)
+    fa_count(&fa_counters.tunings);
+  return status;
+}
+
+fa_status fa_tune(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_autotune autotune,
+                  const fa_host *host, const fa_ready **ready, bool *keep, char notes[FA_NOTES_SIZE], char *message) {
+  search s = {.device = device,
+              .problem = *problem,
+              .bucket = bucket,
+              .host = host,
+              .autotune = autotune,
+              .started = fa_seconds(),
+              .progress = {.started = fa_seconds()},
+              .notes = notes,
+              .configs = calloc(FA_MAX_CANDIDATES, sizeof(fa_config)),
+              .built = calloc(FA_MAX_CANDIDATES, sizeof(fa_built)),
+              .loaded = calloc(FA_MAX_CANDIDATES, sizeof(fa_candidate)),
+              .seconds = calloc(FA_MAX_CANDIDATES, sizeof(double))};
+  char description[160];
+  fa_describe_problem(problem, description, sizeof description);
+  fa_say("tuning %s for seqlen_q=%lld seqlen_k=%lld", description, (long long)bucket->seqlen_q,
+         (long long)bucket->seqlen_k);
+  fa_status status = run(&s, ready, keep, message);
+  fa_progress_end(&s.progress);
+  for (int i = 0; i < s.count; i++) {
+    if (s.loaded[i].kernel)
+      device->ops->unload(&s.loaded[i].loaded);
+    fa_built_free(&s.built[i]);
+  }
+  free(s.configs);
+  free(s.built);
+  free(s.loaded);
+  free(s.seconds);
+  return status;
+}
