@@ -123,25 +123,26 @@ static int set_constants(const fa_problem *problem, const fa_config *config, fa_
 static void print_header(fa_text *text, const fa_problem *problem, const fa_config *config, const fa_kernel *kernel,
                          const char *template_name) {
   bool reduced = strcmp(precision_name(problem), "reduced") == 0;
-  fa_text_print(text, "/*\n * Attention, %s, written for exactly this\n", fa_op_name(problem->op));
+  fa_text_print(text, "/*\n * Attention, %s: a kernel for exactly\n", fa_op_name(problem->op));
   fa_text_print(text, " *   target    %s\n", problem->target);
   fa_text_print(text, " *   dtype     %s%s\n", fa_dtype_name(problem->dtype),
                 reduced ? ", lower precision in the products allowed" : "");
   fa_text_print(text, " *   head_dim  %d of query and key, %d of value and output\n", problem->head_dim,
                 problem->head_dim_v);
   fa_text_print(text, " *   mask      %s\n", problem->is_causal ? "causal: query i sees keys 0 to i" : "none");
-  fa_text_print(text, " * in this way\n *   config   ");
+  fa_text_print(text, " * with the config\n *   ");
   for (int i = 0; i < config->count; i++)
-    fa_text_print(text, " %s=%d", config->item[i].name, config->item[i].value);
-  fa_text_print(text, "%s\n * and to be compiled with\n *   options   %s\n",
-                config->count ? "" : " (nothing to choose)", kernel->compile_options);
-  fa_text_print(text, " * The functions that a call runs, in this order:");
+    fa_text_print(text, "%s%s=%d", i ? "," : "", config->item[i].name, config->item[i].value);
+  fa_text_print(text, "%s\n * compiled with\n *   %s\n", config->count ? "" : "nothing to choose",
+                kernel->compile_options);
+  fa_text_print(text, " * A call runs:");
   for (int i = 0; i < kernel->num_phases; i++)
-    fa_text_print(text, "%s %s", i ? "," : "", kernel->phase[i].entry);
-  fa_text_print(text,
-                "\n *\n * Generated from templates/%s: change it there, #line leads back to each line.\n"
-                " * A compiled kernel is known by this text, these options, its target and its compiler.\n */\n",
-                template_name);
+    fa_text_print(text, "%s %s", i ? ", then" : "", kernel->phase[i].entry);
+  fa_text_print(
+      text,
+      "\n *\n * Generated from templates/%s, where each #line leads: change it there.\n"
+      " * The cache knows the compiled kernel by this text, these options, the target and the compiler.\n */\n",
+      template_name);
 }
 
 int fa_render(const fa_problem *problem, const fa_config *config, const char *template_dir, fa_kernel *kernel,

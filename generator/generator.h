@@ -49,15 +49,14 @@ typedef struct fa_plan {
 int fa_problem_check(const fa_problem *problem, char *message, size_t message_size);
 
 /* The configs of a problem worth trying for shapes like `shape` (NULL: in general), best guess first.
- * Returns how many were written (at most FA_MAX_CANDIDATES, at least 1), or -1. The first few are what the tuner times by
- * default; all of them are the space that FLASH_ATTENTION_AUTOTUNE=max searches. */
+ * Returns how many were written (at most FA_MAX_CANDIDATES, at least 1), or -1. The first few are what the tuner times
+ * by default; all of them are the space that FLASH_ATTENTION_AUTOTUNE=max searches. */
 int fa_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs, char *message,
                   size_t message_size);
 
-/* "block_m=64,block_n=128" <-> config. Parsing needs every item of the family, in any order, each with a
- * legal value; items left out take the best guess's value. */
-int fa_config_parse(const fa_problem *problem, const char *text, fa_config *config, char *message,
-                    size_t message_size);
+/* "block_m=64,block_n=128" <-> config. Parsing takes the family's items in any order, each with a legal value; items
+ * left out take the best guess's value. */
+int fa_config_parse(const fa_problem *problem, const char *text, fa_config *config, char *message, size_t message_size);
 int fa_config_check(const fa_problem *problem, const fa_config *config, char *message, size_t message_size);
 int fa_config_format(const fa_config *config, char *text, size_t text_size);
 int fa_config_get(const fa_config *config, const char *name, int missing); /* value, or `missing` */

@@ -111,7 +111,7 @@ static bool substitute(expander *x, const char *text, size_t length, fa_text *re
 }
 
 static bool copy_line(expander *x, const fa_template_line *line) {
-  fa_output_begin_line(&x->output, x->at->file->name, x->at->line);
+  fa_output_begin_line(&x->output, x->at->file->name, x->at->line, line->length == 0);
   if (!substitute(x, line->text, line->length, &x->output.text))
     return false;
   fa_output_end_line(&x->output);

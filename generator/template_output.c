@@ -4,10 +4,12 @@
 enum { MAX_BLANK_LINES = 2 }; /* a gap up to this long is filled with blank lines rather than with a #line */
 
 /* A line that is continued with a backslash can have neither a blank line nor a directive behind it, and in a comment
- * a directive is only text: there the numbers are left wrong and put right behind it. */
-void fa_output_begin_line(fa_output *output, const char *file_name, size_t line) {
+ * a directive is only text: there the numbers are left wrong and put right behind it. So they are for a blank line:
+ * the directive looks better below it. */
+void fa_output_begin_line(fa_output *output, const char *file_name, size_t line, bool is_blank) {
   bool same_file = file_name == output->mapped_file;
-  if (!output->in_continued_line && !output->in_comment && !(same_file && line == output->mapped_line)) {
+  bool is_right = same_file && line == output->mapped_line;
+  if (!is_right && !is_blank && !output->in_continued_line && !output->in_comment) {
     if (same_file && line > output->mapped_line && line - output->mapped_line <= MAX_BLANK_LINES)
       fa_text_add(&output->text, "\n\n", line - output->mapped_line);
     else

@@ -1,7 +1,7 @@
 /*
  * The result of an expansion, with the #line directives that lead each of its lines back to a template.
  *
- *     fa_output_begin_line(&output, file_name, line);   writes a directive or blank lines where they are needed
+ *     fa_output_begin_line(&output, file_name, line, false);   writes a #line or blank lines where needed
  *     ... fa_text_add(&output.text, ...) ...
  *     fa_output_end_line(&output);
  */
@@ -20,7 +20,7 @@ typedef struct fa_output {
   bool in_comment;        /* the last line ends inside of one */
 } fa_output;
 
-void fa_output_begin_line(fa_output *output, const char *file_name, size_t line);
+void fa_output_begin_line(fa_output *output, const char *file_name, size_t line, bool is_blank);
 void fa_output_end_line(fa_output *output);
 
 #endif

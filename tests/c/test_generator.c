@@ -150,7 +150,7 @@ static void test_constants_of_a_template(void) {
   if (CHECK(fa_render(&problem, &configs[0], test_dir, &kernel, message, sizeof message) == 0)) {
     char *end = strstr(kernel.source, " */\n");
     CHECK_TEXT(end ? end + 4 : "no header", expected);
-    CHECK(strncmp(kernel.source, "/*\n * Attention, forward,", 25) == 0);
+    CHECK(strncmp(kernel.source, "/*\n * Attention, forward:", 25) == 0);
   }
   fa_kernel_free(&kernel);
   problem.dtype = FA_FP32;

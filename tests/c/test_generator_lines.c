@@ -60,6 +60,9 @@ static void test_each_line_is_mapped(void) {
   /* An include that copies nothing leaves no trace. */
   write_template("other.c", "//% let x = 1\n");
   CHECK_MAPPING("main.c:1 a\n//% include \"other.c\"\nmain.c:3 b\n", 2, 1);
+  /* A directive stands below blank lines, not above. */
+  CHECK_MAPPING("main.c:1 a\n//% if 0\nno\nno\n//% end\n\n\nmain.c:8 b\n", 2, 2);
+  CHECK_MAPPING("\n\n//% if 1\n\n//% end\n", 0, 0);
   CHECK_MAPPING("", 0, 0);
 }
 
