@@ -25,9 +25,9 @@ typedef struct fa_problem {
   fa_op op;
   fa_dtype dtype;
   fa_precision precision;
-  int head_dim;   /* of query and key, 1 to 256 */
-  int head_dim_v; /* of value and output, 1 to 256 */
-  bool is_causal; /* query i sees keys 0..i (aligned top left) */
+  int head_dim;                  /* of query and key, 1 to 256 */
+  int head_dim_v;                /* of value and output, 1 to 256 */
+  bool is_causal;                /* query i sees keys 0..i (aligned top left) */
   char target[FA_TARGET_LENGTH]; /* "cpu:avx512", "cuda:sm_90a", ... */
 } fa_problem;
 
