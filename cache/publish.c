@@ -41,16 +41,24 @@ static void sync_directory(const char *directory) {
   close(file);
 }
 
-static bool valid_entry(const fa_cache *cache, const char *path, const fa_key *key) {
+enum found { GOOD_ENTRY, BAD_ENTRY, NO_ENTRY, CANNOT_TELL };
+
+/* What has this name? CANNOT_TELL: errno says why. */
+static enum found find_entry(const fa_cache *cache, const char *path, const fa_key *key) {
   unsigned char *bytes = NULL;
   fa_view view;
   struct stat status;
   const char *wrong = NULL;
-  if (fa_entry_read(path, cache->schema, false, &bytes, &view, &status, &wrong) != 0)
-    return false;
+  int error = fa_entry_read(path, cache->schema, false, &bytes, &view, &status, &wrong);
+  if (error != 0) {
+    errno = error;
+    if (error == ENOENT)
+      return NO_ENTRY;
+    return error == EBADMSG || error == ELOOP ? BAD_ENTRY : CANNOT_TELL;
+  }
   bool same = view.key_length == key->length && memcmp(view.key, key->text, key->length) == 0;
   free(bytes);
-  return same;
+  return same ? GOOD_ENTRY : BAD_ENTRY;
 }
 
 /*
@@ -73,10 +81,26 @@ static int publish_first(const fa_cache *cache, const char *directory, const cha
     errno = error;
     return -1;
   }
+  if (error == EEXIST && find_entry(cache, path, key) == GOOD_ENTRY)
+    return 0;
   fa_cache_lock *lock = fa_lock_named(directory, "keep_first", 5.0);
-  int result = 0;
-  if (!valid_entry(cache, path, key))
+  int result = -1;
+  switch (find_entry(cache, path, key)) {
+  case GOOD_ENTRY:
+    result = 0;
+    break;
+  case BAD_ENTRY:
     result = rename(temporary, path) == 0 ? 1 : -1;
+    break;
+  case NO_ENTRY: /* evicted meanwhile, or no links here */
+    if ((error == EEXIST ? link(temporary, path) : rename(temporary, path)) == 0)
+      result = 1;
+    else if (errno == EEXIST)
+      result = 0;
+    break;
+  case CANNOT_TELL:
+    break;
+  }
   error = errno;
   fa_cache_unlock(lock);
   errno = error;
