@@ -1,6 +1,10 @@
 /* The template language: what each directive gives, what each mistake is told as, and where lines come from. */
 #include "tests/c/template_help.h"
 
+#ifndef FA_TEMPLATE_DIR
+#define FA_TEMPLATE_DIR "templates"
+#endif
+
 static void test_copies_text(void) {
   CHECK_EXPANDS(NULL, "", "");
   CHECK_EXPANDS(NULL, "int a;\n", "int a;\n");
@@ -259,6 +263,40 @@ static void test_same_bytes(void) {
   free(second);
 }
 
+/* The example of docs/templates.md: its first two blocks of C. */
+static void test_example_of_the_manual(void) {
+  static const char path[] = FA_TEMPLATE_DIR "/../docs/templates.md";
+  static char manual[65536];
+  FILE *stream = fopen(path, "rb");
+  if (!stream) {
+    SKIP("no docs/templates.md beside the templates");
+    return;
+  }
+  manual[fread(manual, 1, sizeof manual - 1, stream)] = '\0';
+  fclose(stream);
+  char *block[2] = {NULL, NULL}, *from = manual;
+  for (int i = 0; i < 2; i++) {
+    char *start = strstr(from, "```c\n"), *end = start ? strstr(start, "\n```\n") : NULL;
+    if (!CHECK(end != NULL))
+      return;
+    block[i] = start + 5;
+    end[1] = '\0';
+    from = end + 2;
+  }
+  fa_constants constants = {0};
+  CHECK(fa_constants_set_int(&constants, "vectors", 2) == 0 && fa_constants_set_int(&constants, "lanes", 8) == 0);
+  write_template("main.c", block[0]);
+  char *result = expand(&constants), *name;
+  CHECK(result != NULL);
+  while ((name = strstr(block[1], "example.c"))) { /* the name of the test's template is shorter */
+    memcpy(name, "main.c", 6);
+    memmove(name + 6, name + 9, strlen(name + 9) + 1);
+  }
+  CHECK_TEXT(result, block[1]);
+  free(result);
+  fa_constants_free(&constants);
+}
+
 int main(void) {
   make_test_dir();
   RUN(test_copies_text);
@@ -272,6 +310,7 @@ int main(void) {
   RUN(test_constants);
   RUN(test_bounds);
   RUN(test_same_bytes);
+  RUN(test_example_of_the_manual);
   remove_test_dir();
   return check_summary();
 }
