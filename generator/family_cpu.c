@@ -186,7 +186,7 @@ static size_t forward_scratch(const fa_problem *problem, const instruction_set *
 {
   size_t ld_qk = (size_t)round_up(problem->head_dim, isa->lanes), ld_v = (size_t)round_up(problem->head_dim_v, isa->lanes);
   size_t block_m = (size_t)c.block_m, block_n = (size_t)c.block_n, tile_m = (size_t)(c.tile_vectors * isa->lanes);
-  size_t floats = block_m * (size_t)(problem->head_dim + problem->head_dim_v + 3) + block_n * (ld_qk + ld_v + tile_m);
+  size_t floats = block_m * (size_t)(problem->head_dim + problem->head_dim_v + 3) + block_n * (ld_qk + ld_v + (size_t)isa->lanes + tile_m);
   return (floats * sizeof(float) + 63) / 64 * 64;
 }
 

@@ -12,7 +12,8 @@
 //% let tile_m = vectors * lanes
 //% let tiles = block_m / tile_m
 //% let ld_qk = round_up(head_dim, lanes)
-//% let ld_v = round_up(head_dim_v, lanes)
+//%# An odd number of vectors: rows a power of two apart would fall into a few sets of the L1 cache.
+//% let ld_v = round_up(head_dim_v, lanes) + lanes * (1 - ceil_div(head_dim_v, lanes) % 2)
 //% let pair = 1 + dot
 //% let ld_keys = (1 - dot) * ld_qk + dot * ceil_div(head_dim, 2)
 enum {
