@@ -31,6 +31,7 @@ static bool take_from_cache(const fa_key *key, fa_built *built) {
   if (built->image) {
     memcpy(built->image, entry.payload, entry.payload_length);
     built->image_length = entry.payload_length;
+    built->from_cache = true;
     fa_count(&fa_counters.cache_hits);
   }
   fa_entry_free(&entry);
@@ -89,6 +90,27 @@ fa_status fa_build(const fa_target *ops, const fa_problem *problem, const fa_con
   }
   fa_key_free(&key);
   return status;
+}
+
+fa_status fa_load_built(const fa_device *device, fa_built *built, fa_loaded *loaded, char *message) {
+  const fa_target *ops = device->ops;
+  fa_status status = ops->load(device, &built->kernel, built->image, built->image_length, loaded, message);
+  if (status == FA_OK || !built->from_cache)
+    return status;
+  fa_say("kernel %s from the cache does not load and is made again: %s", built->kernel_hex, message);
+  free(built->image);
+  built->image = NULL;
+  built->from_cache = false;
+  char compiler[FA_COMPILER_LENGTH];
+  status = ops->compiler_identity(compiler, message);
+  if (status != FA_OK)
+    return status;
+  fa_key key;
+  make_key(&key, built, compiler);
+  status = compile(ops, &key, built, message);
+  fa_key_free(&key);
+  return status == FA_OK ? ops->load(device, &built->kernel, built->image, built->image_length, loaded, message)
+                         : status;
 }
 
 void fa_built_free(fa_built *built) {

@@ -34,52 +34,70 @@ static void table_key_of(const fa_problem *problem, const fa_device *device, con
   device->ops->bucket(shape, &key->bucket);
 }
 
-/* Load the kernel that a record names; compile it again if it is gone or does not load. */
-static fa_status use_record(const fa_device *device, const fa_problem *problem, const fa_key *key,
-                            const fa_record *record, const fa_ready **ready, char *message) {
-  fa_problem lowered = *problem;
-  memcpy(lowered.target, record->target, sizeof lowered.target);
-  fa_config config;
-  if (fa_config_parse(&lowered, record->config, &config, message, FA_MESSAGE_SIZE) != 0)
-    return FA_FAILED;
+static fa_status keep(const fa_device *device, const fa_problem *problem, const fa_config *config,
+                      const char *kernel_hex, fa_loaded *loaded, const fa_ready **ready, char *message) {
+  fa_status status = fa_make_ready(device, problem, config, kernel_hex, loaded, ready, message);
+  if (status != FA_OK)
+    device->ops->unload(loaded);
+  return status;
+}
 
-  *ready = fa_find_loaded(device, record->kernel_hex);
-  if (*ready)
-    return FA_OK;
+/* The kernel that a record names, from the cache. */
+static fa_status load_from_cache(const fa_device *device, const fa_problem *problem, const fa_config *config,
+                                 const char *kernel_hex, const fa_ready **ready, char *message) {
   fa_entry entry;
-  if (fa_cache_get_by_hex(fa_shared_cache(), "kernel", record->kernel_hex, &entry)) {
-    fa_status status = fa_make_ready(device, &lowered, &config, record->kernel_hex, entry.payload, entry.payload_length,
-                                     ready, message);
-    fa_entry_free(&entry);
-    if (status == FA_OK) {
-      fa_count(&fa_counters.cache_hits);
-      fa_say("kernel %s (%s) comes from the cache", record->kernel_hex, record->config);
-      return FA_OK;
-    }
-    fa_say("kernel %s does not load and is made again: %s", record->kernel_hex, message);
-  }
-  fa_count(&fa_counters.cache_misses);
-  fa_built built;
-  fa_status status = fa_build(device->ops, &lowered, &config, &built, message);
+  fa_kernel kernel;
+  fa_loaded loaded;
+  if (fa_describe(problem, config, &kernel, message, FA_MESSAGE_SIZE) != 0 ||
+      !fa_cache_get_by_hex(fa_shared_cache(), "kernel", kernel_hex, &entry))
+    return FA_FAILED;
+  fa_status status = device->ops->load(device, &kernel, entry.payload, entry.payload_length, &loaded, message);
+  fa_entry_free(&entry);
   if (status == FA_OK)
-    status =
-        fa_make_ready(device, &lowered, &config, built.kernel_hex, built.image, built.image_length, ready, message);
-  if (status == FA_OK && strcmp(built.kernel_hex, record->kernel_hex) != 0) { /* another compiler than then */
-    fa_record renewed = *record;
-    memcpy(renewed.kernel_hex, built.kernel_hex, sizeof renewed.kernel_hex);
-    fa_record_put(key, problem, FA_CACHE_REPLACE, &renewed, "");
-  }
+    status = keep(device, problem, config, kernel_hex, &loaded, ready, message);
+  if (status == FA_OK)
+    fa_count(&fa_counters.cache_hits);
+  return status;
+}
+
+/* The cache has lost it, or what it holds does not load here: compile that config again. */
+static fa_status make_again(const fa_device *device, const fa_problem *problem, const fa_config *config,
+                            const fa_ready **ready, char *message) {
+  fa_built built;
+  fa_loaded loaded;
+  fa_status status = fa_build(device->ops, problem, config, &built, message);
+  if (status == FA_OK)
+    status = fa_load_built(device, &built, &loaded, message);
+  if (status == FA_OK)
+    status = keep(device, problem, config, built.kernel_hex, &loaded, ready, message);
   fa_built_free(&built);
   return status;
 }
 
-/* What a tuner found before, here or in another process. */
+/* What a tuner found before, here or in another process. FA_FAILED: nothing. */
 static fa_status from_record(const fa_device *device, const fa_problem *problem, const fa_key *key,
                              const fa_ready **ready, char *message) {
   fa_record record;
+  fa_config config;
+  fa_problem lowered = *problem;
   if (!fa_record_get(key, &record))
     return FA_FAILED;
-  return use_record(device, problem, key, &record, ready, message);
+  memcpy(lowered.target, record.target, sizeof lowered.target);
+  if (fa_config_parse(&lowered, record.config, &config, message, FA_MESSAGE_SIZE) != 0)
+    return FA_FAILED;
+  *ready = fa_find_loaded(device, record.kernel_hex);
+  if (*ready)
+    return FA_OK;
+  if (load_from_cache(device, &lowered, &config, record.kernel_hex, ready, message) == FA_OK) {
+    fa_say("kernel %s (%s) comes from the cache", record.kernel_hex, record.config);
+    return FA_OK;
+  }
+  fa_status status = make_again(device, &lowered, &config, ready, message);
+  if (status == FA_OK && strcmp((*ready)->kernel_hex, record.kernel_hex) != 0) { /* another compiler than then */
+    memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
+    fa_record_put(key, problem, FA_CACHE_REPLACE, &record, "");
+  }
+  return status;
 }
 
 /* Tune and publish. The first published record wins, so that all processes compute with the same kernel. */

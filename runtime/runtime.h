@@ -76,6 +76,7 @@ typedef struct fa_built { /* a candidate on its way to a loaded kernel */
   char kernel_hex[33];
   void *image; /* owned */
   size_t image_length;
+  bool from_cache;
   fa_status status;
   char *failure; /* owned; the message of status, or NULL */
 } fa_built;
@@ -86,6 +87,8 @@ fa_status fa_build(const fa_target *ops, const fa_problem *problem, const fa_con
  * started have status FA_FAILED and no failure. */
 void fa_build_all(const fa_target *ops, const fa_problem *problem, const fa_config *configs, int count, double budget,
                   fa_progress *progress, fa_built *built);
+/* Load the image. One from the cache that does not load is compiled again. */
+fa_status fa_load_built(const fa_device *device, fa_built *built, fa_loaded *loaded, char *message);
 void fa_built_free(fa_built *built);
 
 /* --- table.c: kernels ready to launch. They stay for the life of the process. */
@@ -114,10 +117,10 @@ typedef struct fa_slot {
 } fa_slot;
 const fa_ready *fa_table_find(const fa_table_key *key); /* NULL: not there. No lock. */
 fa_slot *fa_table_slot(const fa_table_key *key);        /* find or add, under the lock; NULL: out of memory */
-/* Load an image, or share the kernel that was loaded from the same one before. */
+/* Keep a loaded kernel. */
 fa_status fa_make_ready(const fa_device *device, const fa_problem *problem, const fa_config *config,
-                        const char *kernel_hex, const void *image, size_t length, const fa_ready **ready,
-                        char *message);
+                        const char *kernel_hex, const fa_loaded *loaded, const fa_ready **ready, char *message);
+/* Several buckets may have the same winner; it is loaded once. NULL: not there. */
 const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex);
 
 /* --- record.c */

@@ -57,7 +57,6 @@ fa_slot *fa_table_slot(const fa_table_key *key) {
   return slot;
 }
 
-/* Several buckets may have the same winner; it is loaded once. */
 const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) {
   fa_lock();
   const fa_ready *found = loaded_kernels;
@@ -68,26 +67,18 @@ const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) 
 }
 
 fa_status fa_make_ready(const fa_device *device, const fa_problem *problem, const fa_config *config,
-                        const char *kernel_hex, const void *image, size_t length, const fa_ready **ready,
-                        char *message) {
-  *ready = fa_find_loaded(device, kernel_hex);
-  if (*ready)
-    return FA_OK;
+                        const char *kernel_hex, const fa_loaded *loaded, const fa_ready **ready, char *message) {
   fa_ready *made = calloc(1, sizeof *made);
   if (!made)
     return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes for a kernel", sizeof *made);
   made->device = device;
   made->problem = *problem;
   made->config = *config;
+  made->loaded = *loaded;
   memcpy(made->kernel_hex, kernel_hex, sizeof made->kernel_hex);
-  fa_status status = FA_OK;
-  if (fa_describe(problem, config, &made->kernel, message, FA_MESSAGE_SIZE) != 0)
-    status = FA_FAILED;
-  if (status == FA_OK)
-    status = device->ops->load(device, &made->kernel, image, length, &made->loaded, message);
-  if (status != FA_OK) {
+  if (fa_describe(problem, config, &made->kernel, message, FA_MESSAGE_SIZE) != 0) {
     free(made);
-    return status;
+    return FA_FAILED;
   }
   fa_count(&fa_counters.kernels_loaded);
   fa_lock();

@@ -76,12 +76,11 @@ static fa_status build_candidates(search *s, char *message) {
   }
 }
 
-static fa_status load(const search *s, const fa_built *built, fa_candidate *candidate, char *message) {
-  *candidate = (fa_candidate){.problem = &built->problem, .config = &built->config, .kernel = &built->kernel};
-  fa_status status =
-      s->device->ops->load(s->device, &built->kernel, built->image, built->image_length, &candidate->loaded, message);
-  if (status != FA_OK)
-    candidate->kernel = NULL;
+static fa_status load(const search *s, fa_built *built, fa_candidate *candidate, char *message) {
+  *candidate = (fa_candidate){.problem = &built->problem, .config = &built->config};
+  fa_status status = fa_load_built(s->device, built, &candidate->loaded, message);
+  if (status == FA_OK)
+    candidate->kernel = &built->kernel;
   return status;
 }
 
@@ -196,8 +195,11 @@ static fa_status run(search *s, const fa_ready **ready, bool *keep, char *messag
   if (winner < 0)
     return FA_FAILED;
   const fa_built *built = &s->built[winner];
-  status = fa_make_ready(s->device, &built->problem, &built->config, built->kernel_hex, built->image,
-                         built->image_length, ready, message);
+  status = fa_make_ready(s->device, &built->problem, &built->config, built->kernel_hex, &s->loaded[winner].loaded,
+                         ready, message);
+  if (status != FA_OK)
+    return status;
+  s->loaded[winner].kernel = NULL; /* it is kept */
   char config[256];
   fa_config_format(&built->config, config, sizeof config);
   fa_say("chose %s after %.2f s", config, fa_seconds() - s->started);
