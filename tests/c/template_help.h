@@ -5,13 +5,17 @@
 #include "generator/template.h"
 #include "tests/c/check.h"
 
+#include <dirent.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#ifndef FA_TEMPLATE_DIR
+#define FA_TEMPLATE_DIR "templates" /* run from the repository's root */
+#endif
+
 static char test_dir[64];
 static char test_message[4096];
-static const char *const test_files[] = {"main.c", "other.c", "third.c", "cpu/inner.c", "cpu/forward.c"};
 
 static inline void make_test_dir(void) {
   char path[128];
@@ -21,19 +25,26 @@ static inline void make_test_dir(void) {
   CHECK(mkdir(path, 0700) == 0);
 }
 
-static inline void remove_test_dir(void) {
-  char path[128];
-  for (size_t i = 0; i < sizeof test_files / sizeof test_files[0]; i++) {
-    snprintf(path, sizeof path, "%s/%s", test_dir, test_files[i]);
-    unlink(path);
+/* Everything under the directory, and itself. */
+static inline void remove_tree(const char *path) {
+  char inside[512];
+  DIR *directory = opendir(path);
+  for (struct dirent *entry; directory && (entry = readdir(directory));) {
+    if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+      continue;
+    snprintf(inside, sizeof inside, "%.300s/%.100s", path, entry->d_name);
+    if (unlink(inside) != 0)
+      remove_tree(inside);
   }
-  snprintf(path, sizeof path, "%s/cpu", test_dir);
+  if (directory)
+    closedir(directory);
   rmdir(path);
-  rmdir(test_dir);
 }
 
+static inline void remove_test_dir(void) { remove_tree(test_dir); }
+
 static inline void write_bytes(const char *name, const char *data, size_t length) {
-  char path[128];
+  char path[256];
   snprintf(path, sizeof path, "%s/%s", test_dir, name);
   FILE *stream = fopen(path, "wb");
   CHECK(stream != NULL);

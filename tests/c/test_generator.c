@@ -3,10 +3,6 @@
 #include "generator/generator.h"
 #include "tests/c/template_help.h"
 
-#ifndef FA_TEMPLATE_DIR
-#define FA_TEMPLATE_DIR "templates"
-#endif
-
 static const fa_problem plain = {.dtype = FA_FP32, .head_dim = 64, .head_dim_v = 64, .target = "cpu:avx2"};
 static const fa_shape square = {2, 8, 8, 512, 512};
 static fa_config configs[FA_MAX_CANDIDATES];

@@ -1,10 +1,11 @@
 /* Damaged templates: whatever is in one, the engine ends soon with a text or a message, and under the sanitizers
  * reads and writes nothing that is not its own. The damage is random but the same on every run. */
+#include "generator/generator.h"
 #include "tests/c/template_help.h"
 
 #include <stdint.h>
 
-enum { ROUNDS = 6000, LENGTH = 8192 };
+enum { ROUNDS = 6000, CPU_ROUNDS = 600, LENGTH = 1 << 16 };
 
 static const char *const seeds[] = {
     "/* ${dtype} */\n//% let tile = block_m / 16\n//% for r in 0 .. tile\nint x${r}[${round_up(block_m, 32)}];\n"
@@ -167,9 +168,85 @@ static void test_damaged_templates(void) {
   fa_constants_free(&constants);
 }
 
+/* A copy of the CPU templates, one file of which is damaged at a time. */
+typedef struct copied_file {
+  char name[128];
+  char *data;
+  size_t length;
+} copied_file;
+
+static copied_file copies[64];
+static int num_copies;
+
+static void copy_templates(const char *folder) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/%s", FA_TEMPLATE_DIR, folder);
+  DIR *directory = opendir(path);
+  CHECK(directory != NULL);
+  for (struct dirent *entry; directory && (entry = readdir(directory));) {
+    copied_file *copy = &copies[num_copies];
+    snprintf(path, sizeof path, "%s/%s/%s", FA_TEMPLATE_DIR, folder, entry->d_name);
+    FILE *stream = entry->d_name[0] == '.' ? NULL : fopen(path, "rb");
+    if (!stream || num_copies == sizeof copies / sizeof copies[0])
+      continue;
+    snprintf(copy->name, sizeof copy->name, "%s/%.100s", folder, entry->d_name);
+    copy->data = malloc(LENGTH);
+    copy->length = copy->data ? fread(copy->data, 1, LENGTH, stream) : 0;
+    CHECK(copy->length > 0 && copy->length < LENGTH);
+    fclose(stream);
+    write_bytes(copy->name, copy->data, copy->length);
+    num_copies++;
+  }
+  if (directory)
+    closedir(directory);
+}
+
+static void test_damaged_cpu_templates(void) {
+  static char text[LENGTH];
+  static fa_config configs[FA_MAX_CANDIDATES];
+  static const char *const targets[] = {"cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:neon"};
+  char path[128];
+  int rendered = 0;
+  snprintf(path, sizeof path, "%s/common", test_dir);
+  CHECK(mkdir(path, 0700) == 0);
+  copy_templates("cpu");
+  copy_templates("common");
+  for (int round = 0; num_copies > 0 && round < CPU_ROUNDS; round++) {
+    const copied_file *copy = &copies[random_below((uint32_t)num_copies)];
+    fa_problem problem = {.op = (fa_op)random_below(2),
+                          .dtype = (fa_dtype)random_below(3),
+                          .head_dim = 1 + (int)random_below(FA_MAX_HEAD_DIM),
+                          .head_dim_v = 1 + (int)random_below(8),
+                          .is_causal = random_below(2) == 1};
+    fa_kernel kernel;
+    size_t length = 0;
+    snprintf(problem.target, sizeof problem.target, "%s", targets[random_below(4)]);
+    int count = fa_candidates(&problem, NULL, configs, test_message, sizeof test_message);
+    if (!CHECK(count >= 1))
+      break;
+    splice(text, &length, 0, 0, copy->data, copy->length);
+    for (uint32_t i = 1 + random_below(3); i > 0; i--)
+      damage(text, &length);
+    write_bytes(copy->name, text, length);
+    if (fa_render(&problem, &configs[random_below((uint32_t)count)], test_dir, &kernel, test_message,
+                  sizeof test_message) == 0)
+      rendered++;
+    else
+      CHECKF(strstr(test_message, copy->name) != NULL || strstr(test_message, "no template reads it") != NULL,
+             "%s damaged: %s", copy->name, test_message);
+    fa_kernel_free(&kernel);
+    write_bytes(copy->name, copy->data, copy->length);
+  }
+  CHECKF(rendered > 0 && rendered < CPU_ROUNDS, "%d rendered", rendered);
+  printf("%d damaged CPU templates rendered, %d refused\n", rendered, CPU_ROUNDS - rendered);
+  for (int i = 0; i < num_copies; i++)
+    free(copies[i].data);
+}
+
 int main(void) {
   make_test_dir();
   RUN(test_damaged_templates);
+  RUN(test_damaged_cpu_templates);
   remove_test_dir();
   return check_summary();
 }

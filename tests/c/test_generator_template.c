@@ -1,10 +1,6 @@
 /* The template language: what each directive gives, what each mistake is told as, and where lines come from. */
 #include "tests/c/template_help.h"
 
-#ifndef FA_TEMPLATE_DIR
-#define FA_TEMPLATE_DIR "templates"
-#endif
-
 static void test_copies_text(void) {
   CHECK_EXPANDS(NULL, "", "");
   CHECK_EXPANDS(NULL, "int a;\n", "int a;\n");
