@@ -280,7 +280,8 @@ static fa_status explain(const fa_problem *problem, const fa_kernel *kernel, con
     return fa_fail(FA_FAILED, message, "compiling took longer than %.0f s and was stopped: %s", COMPILE_SECONDS,
                    compiled->command);
   if (lacks_target(directory, with, kernel->compile_options, log)) {
-    say_lacking(problem->target, with, log);
+    if (fa_cpu_lower_isa(problem->target + strlen("cpu:")))
+      say_lacking(problem->target, with, log);
     return fa_fail(FA_UNSUPPORTED, message, "%s does not build for %s: %.2000s", with->command.word[0], problem->target,
                    log);
   }

@@ -75,6 +75,16 @@ static inline const char *help_compiler(void) {
   return path;
 }
 
+/* Under qemu-user /proc/cpuinfo is that of the machine beneath. A child there that was forked from a process with
+ * threads cannot start threads of its own, and starting a program that does not exist seems to work. */
+static inline bool help_is_emulated(void) {
+#ifdef __aarch64__
+  return system("grep -q 'CPU implementer' /proc/cpuinfo") != 0;
+#else
+  return false;
+#endif
+}
+
 /* Numbers that children leave for their parent. */
 typedef struct help_shared {
   _Atomic int64_t compilations, tunings, kernels_loaded, value[4];

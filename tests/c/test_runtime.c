@@ -235,6 +235,10 @@ static void in_child_fork_after_use(void *unused) {
 }
 
 static void test_fork_after_use(void) {
+  if (help_is_emulated()) {
+    SKIP("the emulator cannot start threads after such a fork");
+    return;
+  }
   help_new_cache("fork");
   IN_CHILD(in_child_fork_after_use, NULL);
 }
@@ -251,6 +255,10 @@ static void in_child_fork_while_tuning(void *unused) {
 }
 
 static void test_fork_while_tuning(void) {
+  if (help_is_emulated()) {
+    SKIP("the emulator cannot start threads after such a fork");
+    return;
+  }
   help_new_cache("fork_tuning");
   IN_CHILD(in_child_fork_while_tuning, NULL);
 }
