@@ -1,0 +1,28 @@
+"""Loads the shared library, which registers the operators of the namespace flash_attention with PyTorch."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_flash_attention.so")
+
+
+def load() -> ctypes.CDLL:
+    """Load the library once per process and return it.
+
+    Raises:
+        ImportError: it was not built, or this PyTorch cannot take its operators.
+    """
+    if not LIBRARY.exists():
+        raise ImportError(f"{LIBRARY} is not there: build it with `pip install .` (or `pip install -e .`)")
+    torch.ops.load_library(str(LIBRARY))
+    library = ctypes.CDLL(str(LIBRARY))
+    library.fa_torch_error.restype = ctypes.c_char_p
+    error = library.fa_torch_error()
+    if error is not None:
+        reason = error.decode() or "it found no libtorch_cpu.so in this process"
+        raise ImportError(f"{LIBRARY.name} did not register its operators with PyTorch {torch.__version__}: {reason}")
+    return library
