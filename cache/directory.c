@@ -19,7 +19,7 @@
 
 #include "cache/internal.h"
 
-enum { MAX_SYMLINKS = 40, MAX_STEPS = 4096 };
+enum { MAX_STEPS = 4096 }; /* of a walk; symlinks that go round in circles take more */
 
 bool fa_path_join(char path[PATH_MAX], const char *directory, const char *name) {
   int length = snprintf(path, PATH_MAX, "%s/%s", strcmp(directory, "/") == 0 ? "" : directory, name);
@@ -64,7 +64,6 @@ static bool prepend(char rest[PATH_MAX], const char *target, size_t target_lengt
 fa_directory_state fa_directory_check(const char *directory, char path[PATH_MAX], char reason[FA_REASON_SIZE]) {
   char rest[PATH_MAX]; /* what is still to be walked; all of `path` has been checked */
   struct stat status;
-  int symlinks = 0;
   reason[0] = '\0';
   if (directory[0] != '/' || strlen(directory) >= PATH_MAX) {
     snprintf(reason, FA_REASON_SIZE, "the path of the directory is too long or not absolute");
@@ -116,7 +115,7 @@ fa_directory_state fa_directory_check(const char *directory, char path[PATH_MAX]
       ssize_t target_length = readlink(path, target, sizeof target);
       if (target_length < 0)
         goto failed;
-      if (++symlinks > MAX_SYMLINKS || target_length == 0 || !prepend(rest, target, (size_t)target_length)) {
+      if (target_length == 0 || !prepend(rest, target, (size_t)target_length)) {
         errno = ELOOP;
         goto failed;
       }

@@ -2,106 +2,12 @@
  * Each system call of a get, a put and a lock fails in turn, with every errno that a disk, a network file system or
  * a limit gives; and the process dies before and after each of them. Whatever happens, a reader afterwards gets a
  * whole entry or a miss. Real full disks and limits are at the end.
- *
- * This program defines the system calls' functions itself; the cache, linked into it, calls these.
  */
 #define _GNU_SOURCE
-#include "tests/c/cache_help.h"
+#include "tests/c/cache_inject.h"
 
-#include <stdarg.h>
-#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
-
-enum fault_effect { FAILS, FAILS_FROM_THEN_ON, DIES_BEFORE, DIES_AFTER, DIES_HALFWAY, FAILS_THOUGH_DONE };
-
-static struct fault {
-  bool on;
-  int at, calls; /* the call with this number, counted from 0, is hit */
-  int error;
-  enum fault_effect effect;
-  const char *only; /* NULL: every function counts */
-} fault;
-
-static void die(void) { kill(getpid(), SIGKILL); }
-
-static bool hit(const char *function) {
-  if (!fault.on || (fault.only != NULL && strcmp(fault.only, function) != 0))
-    return false;
-  int call = fault.calls++;
-  return call == fault.at || (fault.effect == FAILS_FROM_THEN_ON && call > fault.at);
-}
-
-/* Do `call` (an expression whose value is -1 on failure) as the fault wants it. */
-#define WITH_FAULT(function, call)                                                                                     \
-  do {                                                                                                                 \
-    bool is_hit = hit(function);                                                                                       \
-    if (is_hit && fault.effect == DIES_BEFORE)                                                                         \
-      die();                                                                                                           \
-    if (is_hit && (fault.effect == FAILS || fault.effect == FAILS_FROM_THEN_ON)) {                                     \
-      errno = fault.error;                                                                                             \
-      return -1;                                                                                                       \
-    }                                                                                                                  \
-    long result = (call);                                                                                              \
-    if (is_hit && (fault.effect == DIES_AFTER || fault.effect == DIES_HALFWAY))                                        \
-      die();                                                                                                           \
-    if (is_hit && fault.effect == FAILS_THOUGH_DONE) {                                                                 \
-      errno = fault.error;                                                                                             \
-      return -1;                                                                                                       \
-    }                                                                                                                  \
-    return result;                                                                                                     \
-  } while (0)
-
-ssize_t read(int file, void *bytes, size_t length) { WITH_FAULT("read", syscall(SYS_read, file, bytes, length)); }
-ssize_t write(int file, const void *bytes, size_t length) {
-  if (fault.on && fault.effect == DIES_HALFWAY && fault.calls == fault.at)
-    length /= 2;
-  WITH_FAULT("write", syscall(SYS_write, file, bytes, length));
-}
-int fsync(int file) { WITH_FAULT("fsync", (int)syscall(SYS_fsync, file)); }
-int link(const char *from, const char *to) {
-  WITH_FAULT("link", (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0));
-}
-int rename(const char *from, const char *to) {
-  WITH_FAULT("rename", (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
-}
-int unlink(const char *path) { WITH_FAULT("unlink", (int)syscall(SYS_unlinkat, AT_FDCWD, path, 0)); }
-int mkdir(const char *path, mode_t mode) { WITH_FAULT("mkdir", (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode)); }
-int flock(int file, int operation) { WITH_FAULT("flock", (int)syscall(SYS_flock, file, operation)); }
-int close(int file) {
-  if (hit("close")) { /* a failing close closes, too */
-    if (fault.effect == DIES_BEFORE || fault.effect == DIES_AFTER || fault.effect == DIES_HALFWAY)
-      die();
-    syscall(SYS_close, file);
-    errno = fault.error;
-    return -1;
-  }
-  return (int)syscall(SYS_close, file);
-}
-int open(const char *path, int flags, ...) {
-  va_list arguments;
-  va_start(arguments, flags);
-  mode_t mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
-  va_end(arguments);
-  WITH_FAULT("open", (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode));
-}
-static long make_temporary(char *path, int flags) {
-  static unsigned number;
-  long file = -1;
-  do {
-    char digits[16];
-    snprintf(digits, sizeof digits, "%06u", ++number % 1000000);
-    memcpy(path + strlen(path) - 6, digits, 6);
-    file = syscall(SYS_openat, AT_FDCWD, path, flags | O_RDWR | O_CREAT | O_EXCL, 0600);
-  } while (file < 0 && errno == EEXIST);
-  return file;
-}
-int mkostemp(char *path, int flags) { WITH_FAULT("mkostemp", (int)make_temporary(path, flags)); }
-
-static const char *const FUNCTIONS[] = {"read",  "write", "fsync", "link", "rename",  "unlink",
-                                        "mkdir", "flock", "close", "open", "mkostemp"};
-enum { FUNCTION_COUNT = sizeof FUNCTIONS / sizeof FUNCTIONS[0] };
 
 static int open_files(void) { return count_names("/proc/self/fd", ""); }
 
@@ -139,7 +45,7 @@ static bool whole_sequence(fa_cache *cache, fa_cache_mode mode) {
 }
 
 /* What must hold after any trouble, once it is over. */
-static void check_aftermath(const scratch *s, fa_cache *cache, enum before before, fa_cache_mode mode) {
+static void check_aftermath(fa_cache *cache, enum before before, fa_cache_mode mode) {
   uint64_t seed = 0;
   int found = get_stamped(cache, 1, &seed);
   CHECK(found == 1 ? seed == 200 || (before == AN_ENTRY && seed == 100) : found == 0 && before != AN_ENTRY);
@@ -147,41 +53,48 @@ static void check_aftermath(const scratch *s, fa_cache *cache, enum before befor
   bool stored = put_stamped(cache, mode, 1, 201, 40); /* nothing that is left over stands in the way */
   CHECK(mode == FA_CACHE_REPLACE ? stored : stored == (found == 0));
   CHECK(get_stamped(cache, 1, &seed) == 1);
-  (void)s;
+}
+
+/* One run with one fault; false: the sequence has fewer calls than the fault wants. */
+static bool run_with(const scratch *s, enum before before, fa_cache_mode mode, struct fault wanted) {
+  prepare(s, before);
+  fa_cache *cache = fa_cache_open(s->directory);
+  int files = open_files();
+  uint64_t seed = 0;
+  fault = wanted;
+  bool stored = whole_sequence(cache, mode);
+  fault.on = false;
+  CHECK_NUMBER(open_files(), files);
+  CHECK(!stored || (get_stamped(cache, 1, &seed) == 1 && seed == 200)); /* true means stored */
+  check_aftermath(cache, before, mode);
+  fa_cache_close(cache);
+  return fault.calls > wanted.at;
 }
 
 static void failing_body(void *argument) {
-  const scratch *s = argument;
-  static const int errors[] = {ENOSPC, EIO,    EROFS, EACCES,     ESTALE, EMFILE, EINTR,
-                               ENOLCK, EDQUOT, EPERM, EOPNOTSUPP, ENOSYS, EINVAL, ENOENT};
+  static const int errors[] = {ENOSPC, EIO,   EROFS,      EACCES, ESTALE, EMFILE, ENOLCK,
+                               EDQUOT, EPERM, EOPNOTSUPP, ENOSYS, EINVAL, ENOENT, EINTR};
   long injected = 0;
-  for (size_t error = 0; error < sizeof errors / sizeof errors[0]; ++error) {
-    for (int effect = FAILS; effect <= FAILS_FROM_THEN_ON; ++effect) {
-      for (int before = NOTHING; before < BEFORE_COUNT; ++before) {
-        for (int mode = FA_CACHE_REPLACE; mode <= FA_CACHE_KEEP_FIRST; ++mode) {
-          for (int at = 0;; ++at) {
-            if (errors[error] == EINTR && effect == FAILS_FROM_THEN_ON)
-              break; /* whoever is interrupted for ever may go on for ever */
-            prepare(s, before);
-            fa_cache *cache = fa_cache_open(s->directory);
-            int files = open_files();
-            fault = (struct fault){.on = true, .at = at, .error = errors[error], .effect = effect};
-            bool stored = whole_sequence(cache, mode);
-            fault.on = false;
-            CHECK_NUMBER(open_files(), files);
-            uint64_t seed = 0;
-            CHECK(!stored || (get_stamped(cache, 1, &seed) == 1 && seed == 200)); /* true means stored */
-            check_aftermath(s, cache, before, mode);
-            fa_cache_close(cache);
-            if (fault.calls <= at)
-              break; /* the sequence has no more calls */
-            ++injected;
-          }
+  for (int before = NOTHING; before < BEFORE_COUNT; ++before) {
+    for (int mode = FA_CACHE_REPLACE; mode <= FA_CACHE_KEEP_FIRST; ++mode) {
+      for (size_t i = 0; i < sizeof errors / sizeof errors[0]; ++i) {
+        struct fault wanted = {.on = true, .error = errors[i], .effect = FAILS};
+        for (wanted.at = 0; run_with(argument, before, mode, wanted); ++wanted.at)
+          ++injected;
+        if (errors[i] == EINTR)
+          continue; /* whoever is interrupted for ever may go on for ever */
+        wanted.effect = FAILS_FROM_THEN_ON;
+        for (wanted.at = 0; run_with(argument, before, mode, wanted); ++wanted.at)
+          ++injected;
+        wanted.at = 0;
+        for (int function = 0; function < FUNCTION_COUNT; ++function) { /* this one never works */
+          wanted.only = FUNCTIONS[function];
+          injected += run_with(argument, before, mode, wanted);
         }
       }
     }
   }
-  CHECK(injected > 2000);
+  CHECKF(injected > 3000, "%ld", injected);
 }
 static void test_each_call_fails(void) {
   scratch s = scratch_make();
@@ -222,7 +135,7 @@ static void deaths_body(void *argument) {
           fa_key key = key_of("kernel", 1);
           fa_cache_lock *lock = fa_cache_lock_key(cache, &key, 0.0);
           CHECK(lock != NULL); /* it died with its holder */
-          check_aftermath(&s, cache, before, mode);
+          check_aftermath(cache, before, mode);
           fa_cache_unlock(lock);
           fa_key_free(&key);
           fa_cache_close(cache);
@@ -254,7 +167,85 @@ static void test_network_file_systems(void) {
   CHECK(!put_stamped(cache, FA_CACHE_KEEP_FIRST, 3, 4, 10));
   fault.on = false;
   CHECK(get_stamped(cache, 3, &seed) == 1 && seed == 3);
+  /* Another process makes the same directory at the same moment. */
+  nftw(s.directory, scratch_remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  fa_key key = key_of("kernel", 1);
+  fault = (struct fault){.on = true, .at = 0, .error = EEXIST, .effect = FAILS_THOUGH_DONE, .only = "mkdir"};
+  CHECK(put_stamped(cache, FA_CACHE_REPLACE, 1, 1, 10));
+  fault = (struct fault){.on = true, .at = 0, .error = EEXIST, .effect = FAILS_THOUGH_DONE, .only = "mkdir"};
+  fa_cache_lock *lock = fa_cache_lock_key(cache, &key, 0);
+  CHECK(lock != NULL);
+  fa_cache_unlock(lock);
+  fault.on = false;
+  fa_key_free(&key);
   CHECK_NUMBER(count_names(s.directory, ".tmp-"), 0);
+  fa_cache_close(cache);
+  scratch_remove(&s);
+}
+
+/* Two who find the same damaged entry in the way of FA_CACHE_KEEP_FIRST: the slower must not replace the faster's. */
+struct repair {
+  const scratch *s;
+  atomic_int *won;
+};
+static void repair_body(void *argument) {
+  struct repair *repair = argument;
+  fa_cache *cache = fa_cache_open(repair->s->directory);
+  fault = (struct fault){.on = true, .at = 0, .effect = IS_SLOW, .only = "rename"};
+  atomic_fetch_add(repair->won, put_stamped(cache, FA_CACHE_KEEP_FIRST, 1, 1, 10));
+}
+static void test_one_repairs(void) {
+  scratch s = scratch_make();
+  atomic_int *won = mmap(NULL, sizeof *won, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  struct repair repair = {&s, won};
+  prepare(&s, A_DAMAGED_ENTRY);
+  pid_t one = check_fork(repair_body, &repair), two = check_fork(repair_body, &repair);
+  CHECK(check_ended_well(one) && check_ended_well(two));
+  CHECK_NUMBER(atomic_load(won), 1);
+  munmap(won, sizeof *won);
+  scratch_remove(&s);
+}
+
+/* Disks and signals may cut any transfer short; that is no error. */
+static void test_short_transfers(void) {
+  scratch s = scratch_make();
+  fa_cache *cache = fa_cache_open(s.directory);
+  for (size_t piece = 1; piece < 40; piece += 6) {
+    uint64_t seed = 0;
+    fault = (struct fault){.on = true, .at = -1, .piece = piece};
+    CHECK(put_stamped(cache, FA_CACHE_REPLACE, 1, piece, 30));
+    CHECK(get_stamped(cache, 1, &seed) == 1 && seed == piece);
+    fault.on = false;
+    CHECK(get_stamped(cache, 1, &seed) == 1 && seed == piece);
+  }
+  fa_cache_close(cache);
+  scratch_remove(&s);
+}
+
+/* Who uses an entry that is about to be evicted saves it. */
+static char saved_path[PATH_MAX];
+static void use_it_now(const char *path) {
+  if (strcmp(path, saved_path) == 0)
+    CHECK(utimensat(AT_FDCWD, path, NULL, 0) == 0);
+}
+static void test_used_while_evicting(void) {
+  scratch s = scratch_make();
+  setenv("FLASH_ATTENTION_CACHE_SIZE", "10K", 1);
+  fa_cache *cache = fa_cache_open(s.directory);
+  unsetenv("FLASH_ATTENTION_CACHE_SIZE");
+  uint64_t seed = 0;
+  for (int number = 0; number < 4; ++number) {
+    fa_key key = key_of("kernel", number);
+    CHECK(put_stamped(cache, FA_CACHE_REPLACE, number, 1, 200));
+    entry_path(s.directory, &key, FA_CACHE_SCHEMA, saved_path);
+    make_older(saved_path, 100 + number); /* so the last one, which saved_path names, is the oldest */
+    fa_key_free(&key);
+  }
+  at_lstat = use_it_now;
+  CHECK(put_stamped(cache, FA_CACHE_REPLACE, 4, 1, 500));
+  at_lstat = NULL;
+  CHECK(get_stamped(cache, 3, &seed) == 1);
+  CHECK(get_stamped(cache, 2, &seed) == 0);
   fa_cache_close(cache);
   scratch_remove(&s);
 }
@@ -292,6 +283,9 @@ static void synchronised_body(void *argument) {
     uint64_t seed = 0;
     fault = (struct fault){.on = true, .at = 0, .error = EIO, .effect = FAILS, .only = "fsync"};
     CHECK(!put_stamped(cache, mode, 1, 1, 10)); /* the file's fsync is the first, and its failure counts */
+    CHECK(get_stamped(cache, 1, &seed) == 0);
+    fault = (struct fault){.on = true, .at = 0, .error = EIO, .effect = FAILS_FROM_THEN_ON, .only = "close"};
+    CHECK(!put_stamped(cache, mode, 1, 1, 10)); /* where some network file systems say it */
     CHECK(get_stamped(cache, 1, &seed) == 0);
     fault = (struct fault){.on = true, .at = 99, .effect = FAILS, .only = "fsync"};
     CHECK(put_stamped(cache, mode, 1, 1, 10));
@@ -368,6 +362,9 @@ int main(void) {
   RUN(test_each_call_fails);
   RUN(test_death_at_each_call);
   RUN(test_network_file_systems);
+  RUN(test_one_repairs);
+  RUN(test_short_transfers);
+  RUN(test_used_while_evicting);
   RUN(test_a_hit_is_cheap);
   RUN(test_synchronised_before_named);
   RUN(test_full_disk);

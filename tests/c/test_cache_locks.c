@@ -121,6 +121,15 @@ static void child_body(void *argument) {
   fa_cache_unlock(lock);
   fa_key_free(&key);
 }
+static void waiting_body(void *argument) {
+  struct family *family = argument;
+  fa_key key = key_of("kernel", 1);
+  atomic_store(&family->shared->entered, 1);
+  fa_cache_lock *lock = fa_cache_lock_key(family->cache, &key, 20.0);
+  CHECK(lock != NULL);
+  fa_cache_unlock(lock);
+  fa_key_free(&key);
+}
 static void releasing_body(void *argument) { fa_cache_unlock(((struct family *)argument)->lock); }
 static void test_fork(void) {
   struct shared *shared = share(scratch_make());
@@ -136,7 +145,13 @@ static void test_fork(void) {
   pid_t child = check_fork(child_body, &family);
   while (atomic_load(&shared->ready) == 0)
     sleep_microseconds(200);
+  family.lock = NULL;
+  pid_t waiter = check_fork(waiting_body, &family);
+  while (atomic_load(&shared->entered) == 0)
+    sleep_microseconds(200);
+  sleep_microseconds(50000);
   fa_cache_unlock(lock);
+  CHECK(check_ended_well(waiter)); /* who was waiting for the old file gets on, too */
   atomic_store(&shared->go, 1);
   CHECK(check_ended_well(child));
   CHECK(get_stamped(cache, 2, &seed) == 1);

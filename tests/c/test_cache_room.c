@@ -52,7 +52,7 @@ static void test_use_is_noted_once_a_minute(void) {
   fa_cache *cache = fa_cache_open(s.directory);
   fa_key key = key_of("kernel", 1);
   char path[PATH_MAX];
-  struct stat before, after;
+  struct stat before = {0}, after = {0};
   uint64_t seed = 0;
   CHECK(put_stamped(cache, FA_CACHE_REPLACE, 1, 1, 10));
   entry_path(s.directory, &key, FA_CACHE_SCHEMA, path);
