@@ -50,8 +50,8 @@ typedef struct fa_entry {
 } fa_entry;
 
 /* directory NULL: $FLASH_ATTENTION_CACHE_DIR, else $XDG_CACHE_HOME/flash_attention, else ~/.cache/flash_attention.
- * The directory is made (0700) on the first put. Size cap: $FLASH_ATTENTION_CACHE_SIZE bytes (suffix K, M, G allowed),
- * default 1 GiB. */
+ * The directory is made (0700) on the first put or lock. Size cap: $FLASH_ATTENTION_CACHE_SIZE bytes (suffix K, M, G
+ * allowed), default 1 GiB. */
 fa_cache *fa_cache_open(const char *directory);
 void fa_cache_close(fa_cache *cache);
 const char *fa_cache_directory(const fa_cache *cache); /* "" where there is none */
@@ -82,7 +82,7 @@ typedef struct fa_cache_item {
   const char *metadata;
   uint64_t bytes;    /* of the file */
   int64_t last_used; /* seconds since 1970 */
-  bool valid;
+  bool valid; /* an entry of another version cannot be checked and counts as valid; trouble then names its schema */
   const char *trouble; /* what is wrong with it, or "" */
 } fa_cache_item;
 int fa_cache_visit(fa_cache *cache, void (*visit)(const fa_cache_item *item, void *context), void *context);
