@@ -128,9 +128,11 @@ $(BUILD)/libflash_attention.so: $(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.o)
 $(BUILD)/plain_c: examples/plain_c.c $(BUILD)/libflash_attention.so
 	$(CC) $(FLAGS) $(CFLAGS) $< -o $@ -L$(BUILD) -lflash_attention -Wl,-rpath,'$$ORIGIN' $(LIBS)
 
-# Finds its templates beside itself, not where it was built.
+# Finds its templates beside itself, not where it was built. Moved into place: a process that has the old one loaded
+# keeps it.
 $(PACKAGE_LIBRARY): $(LIBRARY_SOURCES) $(BINDING_SOURCES) $(DIGEST_FILES) $(wildcard cache/*.h runtime/*.h python/*.h)
-	$(CC) $(FLAGS) $(CFLAGS) $(DEFINES) -shared $(filter %.c, $^) -o $@ $(LIBS)
+	$(CC) $(FLAGS) $(CFLAGS) $(DEFINES) -shared $(filter %.c, $^) -o $@.new $(LIBS)
+	mv $@.new $@
 
 # --- C tests: each file is a program that links the whole library -------------------------------------------------
 
