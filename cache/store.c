@@ -33,8 +33,8 @@ void fa_cache_close(fa_cache *cache) {
 const char *fa_cache_directory(const fa_cache *cache) { return cache->directory == NULL ? "" : cache->directory; }
 
 bool fa_cache_usable(fa_cache *cache, char *reason, size_t reason_size) {
-  char path[PATH_MAX], text[FA_REASON_SIZE];
-  const char *why = "";
+  char path[PATH_MAX], text[FA_REASON_SIZE] = "";
+  const char *why = text;
   bool usable = false;
   if (cache->directory == NULL) {
     why = cache->no_directory;
@@ -49,7 +49,6 @@ bool fa_cache_usable(fa_cache *cache, char *reason, size_t reason_size) {
     usable = state != FA_DIRECTORY_REFUSED && faccessat(AT_FDCWD, path, W_OK | X_OK, AT_EACCESS) == 0;
     if (!usable && state != FA_DIRECTORY_REFUSED)
       snprintf(text, sizeof text, "%s cannot be written: %s", path, strerror(errno));
-    why = text;
   }
   if (reason_size > 0)
     snprintf(reason, reason_size, "%s", usable ? "" : why);
