@@ -26,8 +26,6 @@ static const double COMPILE_SECONDS = 180;
 static const char FIXED_FLAGS[] = "-x c -std=gnu11 -shared -fPIC -nostdlib -nostartfiles -ffreestanding "
                                   "-fno-stack-protector -fno-asynchronous-unwind-tables";
 
-extern char **environ;
-
 typedef struct compiler {
   fa_command command;
   char identity[FA_COMPILER_LENGTH];
@@ -154,7 +152,7 @@ static fa_status find_compiler(const compiler **found, char *message) {
 fa_status fa_cpu_compiler_identity(char identity[FA_COMPILER_LENGTH], char *message) {
   const compiler *found = NULL;
   fa_status status = find_compiler(&found, message);
-  if (status == FA_OK)
+  if (found)
     memcpy(identity, found->identity, FA_COMPILER_LENGTH);
   return status;
 }
@@ -245,7 +243,7 @@ static bool lacks_target(const char *directory, const compiler *with, const char
   if (strstr(log, "no such instruction") || strstr(log, "unsupported instruction"))
     return true;
   char message[FA_MESSAGE_SIZE], command[2048];
-  fa_process process;
+  fa_process process = {0};
   void *image = NULL;
   size_t length = 0;
   if (compile_in(directory, with, "int nothing;\n", options, &process, &image, &length, command, message) != FA_OK)
@@ -275,7 +273,7 @@ static void say_lacking(const char *target, const compiler *with, const char *lo
 
 static fa_status explain(const fa_problem *problem, const fa_kernel *kernel, const compiler *with,
                          const fa_process *process, const fa_compiled *compiled, const char *directory, char *message) {
-  const char *log = process->output;
+  const char *log = process->output ? process->output : "";
   if (process->timed_out)
     return fa_fail(FA_FAILED, message, "compiling took longer than %.0f s and was stopped: %s", COMPILE_SECONDS,
                    compiled->command);
@@ -298,7 +296,7 @@ static fa_status explain(const fa_problem *problem, const fa_kernel *kernel, con
 fa_status fa_cpu_compile(const fa_problem *problem, const fa_kernel *kernel, fa_compiled *compiled, char *message) {
   const compiler *with = NULL;
   fa_status status = find_compiler(&with, message);
-  if (status != FA_OK)
+  if (!with)
     return status;
   char directory[PATH_MAX - 32];
   if (fa_private_dir_make(directory, sizeof directory) != 0)

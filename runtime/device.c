@@ -64,7 +64,7 @@ fa_status fa_find_device(fa_device_type type, int index, const fa_device **devic
 fa_status fa_device_target(fa_device_type type, int device_index, char target[FA_TARGET_LENGTH], char *message) {
   const fa_device *device = NULL;
   fa_status status = fa_find_device(type, device_index, &device, message);
-  if (status == FA_OK)
+  if (device)
     memcpy(target, device->target, FA_TARGET_LENGTH);
   return status;
 }

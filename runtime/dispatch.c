@@ -108,7 +108,11 @@ static fa_status tune_once(const fa_device *device, const fa_problem *problem, c
   char *notes = status == FA_OK ? NULL : calloc(1, FA_NOTES_SIZE);
   if (notes) {
     bool keep = false;
-    fa_autotune autotune = fa_get_settings()->autotune;
+    /* A choice that cannot be kept would be made anew, perhaps differently, by each process: the best guess is the
+     * same in all of them. */
+    char reason[256];
+    bool usable = fa_cache_usable(fa_shared_cache(), reason, sizeof reason);
+    fa_autotune autotune = usable ? fa_get_settings()->autotune : FA_TUNE_NONE;
     status = fa_tune(device, problem, bucket, autotune, host, ready, &keep, notes, message);
     if (status == FA_OK && keep) {
       fa_record record;

@@ -11,13 +11,21 @@ enum { MAX_RUNS = 8 };
 
 /* One run is at most about this much work: 10 to 30 ms on one core. */
 static const double TRIAL_FLOPS = 1.1e9;
+/* Elements of one tensor: 16 MB in double precision, and more than any cache that a core has to itself. */
+static const int64_t TRIAL_ELEMENTS = 1 << 21;
 /* After this long no further run of one candidate is started. */
 static const double TRIAL_SECONDS = 0.06;
 /* The reference computes about this many products for one head: some 20 ms. */
 static const double REFERENCE_PRODUCTS = 17e6;
 
+static bool is_too_large(const fa_problem *problem, const fa_shape *shape) {
+  int64_t rows = shape->seqlen_q > shape->seqlen_k ? shape->seqlen_q : shape->seqlen_k;
+  int cols = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
+  return fa_flops(problem, shape) > TRIAL_FLOPS || shape->heads_q * rows * cols > TRIAL_ELEMENTS;
+}
+
 static void reduce_for_time(const fa_problem *problem, fa_shape *shape) {
-  while (fa_flops(problem, shape) > TRIAL_FLOPS) {
+  while (is_too_large(problem, shape)) {
     if (shape->heads_q > 1) {
       shape->heads_q = shape->heads_kv = shape->heads_q / 2;
     } else if (problem->is_causal && shape->seqlen_q > 1 && shape->seqlen_k > 1) {
@@ -41,8 +49,8 @@ static void reduce_for_check(const fa_problem *problem, fa_shape *shape) {
   int64_t most = (int64_t)sqrt(REFERENCE_PRODUCTS / problem->head_dim);
   if (most > 512)
     most = 512;
-  if (shape->heads_q > 2)
-    shape->heads_q = shape->heads_kv = 2;
+  if (shape->heads_q > FA_CHECKED_HEADS)
+    shape->heads_q = shape->heads_kv = FA_CHECKED_HEADS;
   shape->seqlen_q = reduced_length(shape->seqlen_q, most, 3);
   shape->seqlen_k = reduced_length(shape->seqlen_k, most, 5);
 }
@@ -82,7 +90,7 @@ static fa_status take_memory(fa_trial *trial, char *message) {
     bool has_values = f->input || i == FA_OUTPUT;
     f->memory = trial->host->allocate(trial->host->context, trial->device->ops->type, trial->device->index, bytes);
     if (has_values)
-      f->values = malloc((size_t)elements(trial, i) * sizeof *f->values);
+      f->values = malloc((size_t)(trial->check_shape.heads_q * f->rows * f->cols) * sizeof *f->values);
     if (!f->memory || (has_values && !f->values))
       return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes to tune with", bytes);
   }
@@ -98,15 +106,20 @@ static double next_value(fa_trial *trial) {
   return ((double)(trial->random >> 11) * 0x1p-53 * 2 - 1) * 1.7320508;
 }
 
+/* The heads that are checked get values of their own, further ones repeat the first. */
 static fa_status fill_inputs(fa_trial *trial, char *message) {
   for (int i = 0; i < FA_NUM_FIELDS; i++) {
     fa_trial_field *f = &trial->field[i];
     if (!f->input)
       continue;
-    for (int64_t j = 0; j < elements(trial, i); j++) {
+    int64_t checked = trial->check_shape.heads_q * f->rows * f->cols;
+    for (int64_t j = 0; j < checked; j++) {
       fa_to_bits(f->dtype, next_value(trial), trial->staging, j);
       f->values[j] = fa_from_bits(f->dtype, trial->staging, j);
     }
+    size_t head_bytes = (size_t)(f->rows * f->cols) * fa_dtype_size(f->dtype);
+    for (int64_t head = trial->check_shape.heads_q; head < trial->time_shape.heads_q; head++)
+      memcpy((char *)trial->staging + (size_t)head * head_bytes, trial->staging, head_bytes);
     fa_status status =
         trial->device->ops->copy_to_device(trial->device, f->memory, trial->staging, fa_trial_bytes(trial, i), message);
     if (status != FA_OK)

@@ -38,13 +38,13 @@ enum {
 
 typedef struct fa_trial_field {
   void *memory;   /* on the device */
-  double *values; /* what the device sees: of inputs, and of output in a trial of backward */
+  double *values; /* what the device sees in the first FA_CHECKED_HEADS heads: of inputs, and of output */
   int64_t rows, cols;
   fa_dtype dtype;
   bool used, input, result;
 } fa_trial_field;
 
-enum { FA_MAX_SAMPLES = 9 };
+enum { FA_MAX_SAMPLES = 9, FA_CHECKED_HEADS = 2 };
 typedef struct fa_sample {
   int field;
   int64_t head, row;

@@ -85,7 +85,7 @@ fa_status fa_trial_expect(fa_trial *trial, char *message) {
     status = fa_trial_prepare(trial, &trial->check_shape, message);
     if (status == FA_OK)
       status = read_back(trial, FA_OUTPUT, message);
-    for (int64_t j = 0; status == FA_OK && j < trial->time_shape.heads_q * output->rows * output->cols; j++)
+    for (int64_t j = 0; status == FA_OK && j < trial->check_shape.heads_q * output->rows * output->cols; j++)
       output->values[j] = fa_from_bits(output->dtype, trial->staging, j);
     if (status == FA_OK)
       failed = expect_gradients(trial, last_head);

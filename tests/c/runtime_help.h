@@ -14,7 +14,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "runtime/flash_attention.h"
+#include "runtime/cpu.h"
 #include "tests/c/check.h"
 
 /* A temporary directory of this test program, removed by help_end. */
@@ -60,18 +60,15 @@ static inline const char *help_script(const char *name, const char *text) {
   return path;
 }
 
-/* The compiler of these tests, by path: $CC's first word or cc. */
+/* The path of the compiler of these tests. */
 static inline const char *help_compiler(void) {
   static char path[PATH_MAX];
-  char command[512];
-  const char *cc = getenv("CC");
-  snprintf(command, sizeof command, "command -v %.400s", cc && *cc ? cc : "cc");
-  FILE *pipe = popen(command, "r");
-  if (!pipe || !fgets(path, sizeof path, pipe))
-    strcpy(path, "/usr/bin/cc");
-  if (pipe)
-    pclose(pipe);
-  path[strcspn(path, "\n")] = 0;
+  char message[FA_MESSAGE_SIZE];
+  fa_command command;
+  if (fa_find_cpu_compiler(&command, message) != FA_OK)
+    return "/nonexistent";
+  snprintf(path, sizeof path, "%s", command.word[0]);
+  fa_command_free(&command);
   return path;
 }
 
