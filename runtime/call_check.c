@@ -4,7 +4,6 @@
 #include "runtime/runtime.h"
 
 #include <math.h>
-#include <stdio.h>
 
 static fa_status check_enum(const char *name, unsigned value, unsigned count, const char *choices, char *message) {
   if (value < count)

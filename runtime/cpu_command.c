@@ -4,7 +4,6 @@
 #include "runtime/cpu.h"
 #include "runtime/runtime.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -9,7 +9,6 @@
 #include "runtime/cpu.h"
 #include "runtime/runtime.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>

@@ -8,7 +8,6 @@
  */
 #include "runtime/runtime.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,34 +99,37 @@ static fa_status from_record(const fa_device *device, const fa_problem *problem,
   return status;
 }
 
-/* Tune and publish. The first published record wins, so that all processes compute with the same kernel. */
+/* Publish what the tuner chose. The first published record wins, so that all processes compute with one kernel. */
+static void publish(const fa_device *device, const fa_problem *problem, const fa_key *key, const char *notes,
+                    const fa_ready **ready) {
+  fa_record record;
+  memcpy(record.target, (*ready)->problem.target, sizeof record.target);
+  memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
+  fa_config_format(&(*ready)->config, record.config, sizeof record.config);
+  if (fa_record_put(key, problem, FA_CACHE_KEEP_FIRST, &record, notes))
+    return;
+  const fa_ready *theirs = NULL;
+  char ignored[FA_MESSAGE_SIZE];
+  if (from_record(device, problem, key, &theirs, ignored) == FA_OK)
+    *ready = theirs;
+}
+
+/* Nothing is known: one process at a time tunes, those that waited for it find its record. */
 static fa_status tune_once(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                            const fa_key *key, const fa_host *host, const fa_ready **ready, char *message) {
-  fa_cache_lock *lock = fa_cache_lock_key(fa_shared_cache(), key, TUNING_LOCK_SECONDS);
+  fa_cache *cache = fa_shared_cache();
+  fa_cache_lock *lock = fa_cache_lock_key(cache, key, TUNING_LOCK_SECONDS);
   fa_status status = from_record(device, problem, key, ready, message);
-  char *notes = status == FA_OK ? NULL : calloc(1, FA_NOTES_SIZE);
-  if (notes) {
-    bool keep = false;
-    /* A choice that cannot be kept would be made anew, perhaps differently, by each process: the best guess is the
+  if (status != FA_OK) {
+    /* A choice that cannot be kept would be made anew, perhaps differently, by each process; the best guess is the
      * same in all of them. */
     char reason[256];
-    bool usable = fa_cache_usable(fa_shared_cache(), reason, sizeof reason);
+    bool usable = fa_cache_usable(cache, reason, sizeof reason), tuned = false;
     fa_autotune autotune = usable ? fa_get_settings()->autotune : FA_TUNE_NONE;
-    status = fa_tune(device, problem, bucket, autotune, host, ready, &keep, notes, message);
-    if (status == FA_OK && keep) {
-      fa_record record;
-      memcpy(record.target, (*ready)->problem.target, sizeof record.target);
-      memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
-      fa_config_format(&(*ready)->config, record.config, sizeof record.config);
-      const fa_ready *theirs = NULL;
-      char ignored[FA_MESSAGE_SIZE];
-      if (!fa_record_put(key, problem, FA_CACHE_KEEP_FIRST, &record, notes) &&
-          from_record(device, problem, key, &theirs, ignored) == FA_OK)
-        *ready = theirs;
-    }
-    free(notes);
-  } else if (status != FA_OK) {
-    status = fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %d bytes for the tuner's notes", FA_NOTES_SIZE);
+    char notes[FA_NOTES_SIZE] = "";
+    status = fa_tune(device, problem, bucket, autotune, host, ready, &tuned, notes, message);
+    if (status == FA_OK && tuned && usable)
+      publish(device, problem, key, notes, ready);
   }
   fa_cache_unlock(lock);
   return status;
