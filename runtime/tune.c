@@ -191,16 +191,20 @@ static fa_status run(search *s, const fa_ready **ready, bool *keep, char *messag
   fa_status status = build_candidates(s, message);
   if (status != FA_OK)
     return status;
-  int winner = find_winner(s, keep, message);
-  if (winner < 0)
-    return FA_FAILED;
+  char config[256], reason[FA_MESSAGE_SIZE] = "";
+  int winner = find_winner(s, keep, reason);
+  if (winner < 0) {
+    fa_describe_problem(&s->problem, config, sizeof config);
+    return fa_fail(FA_FAILED, message,
+                   "no kernel for %s loads here and computes right results; the last one tried: %.3000s", config,
+                   reason);
+  }
   const fa_built *built = &s->built[winner];
   status = fa_make_ready(s->device, &built->problem, &built->config, built->kernel_hex, &s->loaded[winner].loaded,
                          ready, message);
   if (status != FA_OK)
     return status;
   s->loaded[winner].kernel = NULL; /* it is kept */
-  char config[256];
   fa_config_format(&built->config, config, sizeof config);
   fa_say("chose %s after %.2f s", config, fa_seconds() - s->started);
   if (s->autotune != FA_TUNE_NONE)
