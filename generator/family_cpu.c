@@ -6,8 +6,8 @@
  *   block_m        queries of a task (forward) or of a step (backward): a multiple of a tile
  *   block_n        keys that are packed and worked on at a time
  *   bf16_dot       (bf16 on cpu:avx512_bf16 only) products by vdpbf16ps; without it they are fp32 FMAs, which are
- *                  the faster on processors whose vdpbf16ps runs at a quarter of the FMA's rate (Intel's, measured), and
- *                  half as fast where both have the same (AMD's)
+ *                  the faster on processors whose vdpbf16ps runs at a quarter of the FMA's rate (Intel's, measured),
+ * and half as fast where both have the same (AMD's)
  */
 #include "generator/family.h"
 
@@ -32,8 +32,7 @@ static const instruction_set instruction_sets[] = {
 };
 enum { NUM_INSTRUCTION_SETS = sizeof instruction_sets / sizeof instruction_sets[0] };
 
-static const instruction_set *find_instruction_set(const char *target)
-{
+static const instruction_set *find_instruction_set(const char *target) {
   for (int i = 0; i < NUM_INSTRUCTION_SETS; i++)
     if (strcmp(instruction_sets[i].target, target) == 0)
       return &instruction_sets[i];
@@ -44,28 +43,25 @@ static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 static int round_up(int a, int b) { return ceil_div(a, b) * b; }
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Rows of a register tile beside `vectors` vectors: the sums, one row of b and one broadcast element fit. More than 14 gain nothing. */
-static int tile_rows(const instruction_set *isa, int vectors)
-{
+/* Rows of a register tile beside `vectors` vectors: the sums, one row of b and one broadcast element fit. More than 14
+ * gain nothing. */
+static int tile_rows(const instruction_set *isa, int vectors) {
   int rows = (isa->registers - vectors - 1) / vectors;
   return rows < 14 ? rows : 14;
 }
 
 /* `total` rows in tiles as equal as can be. */
-static int balanced_rows(const instruction_set *isa, int vectors, int total)
-{
+static int balanced_rows(const instruction_set *isa, int vectors, int total) {
   return ceil_div(total, ceil_div(total, tile_rows(isa, vectors)));
 }
 
 /* Vectors of a register tile whose lanes are the columns of a head: equal groups of at most a quarter of what fits. */
-static int gradient_vectors(const instruction_set *isa, int head_dim)
-{
+static int gradient_vectors(const instruction_set *isa, int head_dim) {
   int vectors = ceil_div(head_dim, isa->lanes), most = isa->registers == 32 ? 4 : 2;
   return ceil_div(vectors, ceil_div(vectors, most));
 }
 
-static bool has_dot(const fa_problem *problem)
-{
+static bool has_dot(const fa_problem *problem) {
   return problem->dtype == FA_BF16 && strcmp(problem->target, "cpu:avx512_bf16") == 0;
 }
 
@@ -73,8 +69,7 @@ typedef struct cpu_config {
   int tile_vectors, block_m, block_n, bf16_dot;
 } cpu_config;
 
-static cpu_config read_config(const fa_config *config)
-{
+static cpu_config read_config(const fa_config *config) {
   return (cpu_config){
       .tile_vectors = fa_config_get(config, "tile_vectors", 0),
       .block_m = fa_config_get(config, "block_m", 0),
@@ -83,10 +78,9 @@ static cpu_config read_config(const fa_config *config)
   };
 }
 
-static void write_config(const fa_problem *problem, cpu_config from, fa_config *config)
-{
-  *config = (fa_config){.count = 3,
-                        .item = {{"tile_vectors", from.tile_vectors}, {"block_m", from.block_m}, {"block_n", from.block_n}}};
+static void write_config(const fa_problem *problem, cpu_config from, fa_config *config) {
+  *config = (fa_config){
+      .count = 3, .item = {{"tile_vectors", from.tile_vectors}, {"block_m", from.block_m}, {"block_n", from.block_n}}};
   if (has_dot(problem)) {
     config->item[3].name = "bf16_dot";
     config->item[3].value = from.bf16_dot;
@@ -96,13 +90,11 @@ static void write_config(const fa_problem *problem, cpu_config from, fa_config *
 
 static bool owns_target(const char *target) { return strncmp(target, "cpu:", 4) == 0; }
 
-static const char *template_name(const fa_problem *problem)
-{
+static const char *template_name(const fa_problem *problem) {
   return problem->op == FA_FORWARD ? "cpu/forward.c" : "cpu/backward.c";
 }
 
-static int check_problem(const fa_problem *problem, char *message, size_t message_size)
-{
+static int check_problem(const fa_problem *problem, char *message, size_t message_size) {
   if (find_instruction_set(problem->target))
     return 0;
   snprintf(message, message_size, "target is '%s'; it must be cpu:avx2, cpu:avx512, cpu:avx512_bf16 or cpu:neon",
@@ -110,8 +102,7 @@ static int check_problem(const fa_problem *problem, char *message, size_t messag
   return -1;
 }
 
-static int check_config(const fa_problem *problem, const fa_config *config, char *message, size_t message_size)
-{
+static int check_config(const fa_problem *problem, const fa_config *config, char *message, size_t message_size) {
   const instruction_set *isa = find_instruction_set(problem->target);
   cpu_config c = read_config(config);
   if (c.tile_vectors < 1 || c.tile_vectors > isa->registers / 4) {
@@ -140,20 +131,21 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
 }
 
 /* Keys of a block: about `wanted`, in whole register tiles and whole pairs. */
-static int fit_block_n(const instruction_set *isa, int tile_vectors, int wanted)
-{
+static int fit_block_n(const instruction_set *isa, int tile_vectors, int wanted) {
   int rows = tile_rows(isa, tile_vectors);
   return round_up(wanted, rows % 2 ? 2 * rows : rows);
 }
 
-static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs)
-{
+static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   const instruction_set *isa = find_instruction_set(problem->target);
-  int seqlen_q = shape ? (int)min64(shape->seqlen_q, 4096) : 4096, seqlen_k = shape ? (int)min64(shape->seqlen_k, 4096) : 4096;
+  int seqlen_q = shape ? (int)min64(shape->seqlen_q, 4096) : 4096,
+      seqlen_k = shape ? (int)min64(shape->seqlen_k, 4096) : 4096;
   int q_vectors = seqlen_q < 1 ? 1 : ceil_div(seqlen_q, isa->lanes);
   seqlen_k = seqlen_k < 1 ? 1 : seqlen_k;
   static const int avx_tiles[] = {4, 2, 3, 6, 1}, avx2_tiles[] = {2, 3, 1, 4};
-  static const int queries[] = {256, 128, 64, 512}, keys[] = {128, 64, 256, 32};
+  static const int queries[] = {256, 128, 64, 512}, keys_16[] = {128, 64, 256, 32}, keys_32[] = {64, 96, 48, 32};
+  /* fp32 sums at most about 96 keys in one chain of additions: the rounding error of a longer one would show. */
+  const int *keys = problem->dtype == FA_FP32 ? keys_32 : keys_16;
   const int *tiles = isa->registers == 32 ? avx_tiles : avx2_tiles;
   int num_tiles = isa->registers == 32 ? 5 : 4, count = 0;
   /* Round by round, so that the first few differ in what matters most: first the widths, then the blocks. */
@@ -182,32 +174,33 @@ static int candidates(const fa_problem *problem, const fa_shape *shape, fa_confi
   return count;
 }
 
-static size_t forward_scratch(const fa_problem *problem, const instruction_set *isa, cpu_config c)
-{
-  size_t ld_qk = (size_t)round_up(problem->head_dim, isa->lanes), ld_v = (size_t)round_up(problem->head_dim_v, isa->lanes);
-  size_t block_m = (size_t)c.block_m, block_n = (size_t)c.block_n, tile_m = (size_t)(c.tile_vectors * isa->lanes);
-  size_t floats = block_m * (size_t)(problem->head_dim + problem->head_dim_v + 3) + block_n * (ld_qk + ld_v + (size_t)isa->lanes + tile_m);
+static size_t forward_scratch(const fa_problem *problem, const instruction_set *isa, cpu_config c) {
+  size_t ld_qk = (size_t)round_up(problem->head_dim, isa->lanes),
+         ld_v = (size_t)round_up(problem->head_dim_v, isa->lanes);
+  size_t block_m = (size_t)c.block_m, block_n = (size_t)c.block_n, tile_m = (size_t)c.tile_vectors * (size_t)isa->lanes;
+  size_t floats = block_m * (size_t)(problem->head_dim + problem->head_dim_v + 3) +
+                  block_n * (ld_qk + ld_v + (size_t)isa->lanes + tile_m);
   return (floats * sizeof(float) + 63) / 64 * 64;
 }
 
-static size_t backward_scratch(const fa_problem *problem, const instruction_set *isa, cpu_config c)
-{
-  size_t ld_qk = (size_t)round_up(problem->head_dim, isa->lanes), ld_v = (size_t)round_up(problem->head_dim_v, isa->lanes);
-  size_t block_m = (size_t)c.block_m, block_n = (size_t)c.block_n, tile_m = (size_t)(c.tile_vectors * isa->lanes);
+static size_t backward_scratch(const fa_problem *problem, const instruction_set *isa, cpu_config c) {
+  size_t ld_qk = (size_t)round_up(problem->head_dim, isa->lanes),
+         ld_v = (size_t)round_up(problem->head_dim_v, isa->lanes);
+  size_t block_m = (size_t)c.block_m, block_n = (size_t)c.block_n, tile_m = (size_t)c.tile_vectors * (size_t)isa->lanes;
   size_t floats = block_m * ((size_t)(2 * problem->head_dim + problem->head_dim_v + 4) + ld_qk + ld_v) +
-                  block_n * (2 * ld_qk + ld_v + 3 * tile_m) + 2 * block_m * (block_n + 16);
+                  block_n * (2 * ld_qk + ld_v + tile_m) + 2 * (block_n + 16) * tile_m +
+                  (size_t)problem->head_dim_v * tile_m;
   return (floats * sizeof(float) + 63) / 64 * 64;
 }
 
-static size_t scratch_bytes(const fa_problem *problem, const instruction_set *isa, cpu_config c)
-{
+static size_t scratch_bytes(const fa_problem *problem, const instruction_set *isa, cpu_config c) {
   return problem->op == FA_FORWARD ? forward_scratch(problem, isa, c) : backward_scratch(problem, isa, c);
 }
 
-static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel)
-{
+static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel) {
   (void)config;
-  snprintf(kernel->compile_options, sizeof kernel->compile_options, "%s", find_instruction_set(problem->target)->options);
+  snprintf(kernel->compile_options, sizeof kernel->compile_options, "%s",
+           find_instruction_set(problem->target)->options);
   kernel->num_phases = problem->op == FA_FORWARD ? 1 : 2;
   for (int i = 0; i < kernel->num_phases; i++)
     kernel->phase[i].block_size = 1;
@@ -215,8 +208,7 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
   snprintf(kernel->phase[1].entry, FA_ENTRY_LENGTH, "%s", problem->op == FA_FORWARD ? "" : "backward_sum");
 }
 
-static int constants(const fa_problem *problem, const fa_config *config, fa_constants *constants)
-{
+static int constants(const fa_problem *problem, const fa_config *config, fa_constants *constants) {
   const instruction_set *isa = find_instruction_set(problem->target);
   cpu_config c = read_config(config);
   int vectors_qk = gradient_vectors(isa, problem->head_dim), vectors_v = gradient_vectors(isa, problem->head_dim_v);
@@ -229,21 +221,21 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "gradient_vectors_v", vectors_v) |
          fa_constants_offer_int(constants, "gradient_rows_qk", tile_rows(isa, vectors_qk)) |
          fa_constants_offer_int(constants, "gradient_rows_v", tile_rows(isa, vectors_v)) |
+         fa_constants_offer_int(constants, "score_chunk", problem->dtype == FA_BF16 ? 0 : 32) |
          fa_constants_offer_int(constants, "scratch_bytes", (long long)scratch_bytes(problem, isa, c));
 }
 
 /* Parts that backward splits the keys into where there are few heads: enough tasks for 32 threads, at least
- * 512 keys each, at most 8 (each costs a float copy of dQ). Never by the number of threads: results must not depend on it. */
-static int count_splits(const fa_shape *shape)
-{
+ * 512 keys each, at most 8 (each costs a float copy of dQ). Never by the number of threads: results must not depend on
+ * it. */
+static int count_splits(const fa_shape *shape) {
   int64_t heads = shape->batch * shape->heads_kv;
   int64_t splits = heads > 0 ? (32 + heads - 1) / heads : 1;
   splits = min64(min64(splits, 8), shape->seqlen_k / 512);
   return splits < 1 ? 1 : (int)splits;
 }
 
-static void plan(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan)
-{
+static void plan(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan) {
   const instruction_set *isa = find_instruction_set(problem->target);
   cpu_config c = read_config(config);
   int64_t query_blocks = (shape->seqlen_q + c.block_m - 1) / c.block_m;
@@ -261,7 +253,8 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
     plan->grid[1] = shape->batch * shape->heads_q * query_blocks;
     plan->workspace_bytes = sizeof(float) * (size_t)(plan->num_splits * plan->grid[1] * c.block_m * problem->head_dim);
   }
-  /* The sums of dK and dV for the keys of one split, and what the last panel of rows reaches beyond (16 rows are enough). */
+  /* The sums of dK and dV for the keys of one split, and what the last panel of rows reaches beyond (16 rows are
+   * enough). */
   int64_t blocks = (shape->seqlen_k + c.block_n - 1) / c.block_n;
   int64_t split_keys = (blocks + plan->num_splits - 1) / plan->num_splits * c.block_n + 16;
   int64_t columns = round_up(problem->head_dim, isa->lanes) + round_up(problem->head_dim_v, isa->lanes);

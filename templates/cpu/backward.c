@@ -37,54 +37,22 @@ enum {
 //% include "cpu/rows.h"
 //% include "cpu/queries.h"
 
-//%# Side 0 belongs to query and key, side 1 to value and output; one function serves both where their columns agree.
-//% let sides = 1 + (head_dim_v != head_dim)
-//% for side in 0 .. sides
-//%   let name = "multiply_columns"
-//%   let dim = head_dim * (1 - side) + head_dim_v * side
-//%   let vectors = tile_vectors
-//%   let rows = block_n
-//%   let tile_rows = key_rows
-//%   let segments = 1
-//%   let a_segment = 0
-//%   let a_row = ld_key_columns * (1 - side) + ld_value_columns * side
-//%   let a_k = 1
-//%   let b_k = tile_m
-//%   let c_row = tile_m
-//%   let update = "set"
-//%   include "cpu/matmul.h"
-//% end
-//% for side in 0 .. 1
-//%   let name = "add_query_gradient"
-//%   let dim = head_dim
-//%   let vectors = tile_vectors
-//%   let rows = head_dim
-//%   let tile_rows = query_rows
-//%   let segments = 1
-//%   let a_segment = 0
-//%   let a_row = 1
-//%   let a_k = ld_qk
-//%   let b_k = tile_m
-//%   let c_row = tile_m
-//%   let update = "add"
-//%   include "cpu/matmul.h"
-//% end
-//%# Gradients of keys and values: columns along the lanes, in groups of as many vectors as the registers hold.
+//%# Gradients of keys (side 0) and of values (side 1, where their columns differ): columns along the lanes, in
+//%# groups of as many vectors as the registers hold.
 //% let groups_qk = ceil_div(ld_qk / lanes, gradient_vectors_qk)
 //% let groups_v = ceil_div(ld_v / lanes, gradient_vectors_v)
 //% let last_vectors_qk = ld_qk / lanes - (groups_qk - 1) * gradient_vectors_qk
 //% let last_vectors_v = ld_v / lanes - (groups_v - 1) * gradient_vectors_v
-//% for side in 0 .. sides
+//% for side in 0 .. 1 + (head_dim_v != head_dim)
 //%   let most_vectors = gradient_vectors_qk * (1 - side) + gradient_vectors_v * side
 //%   let last_vectors = last_vectors_qk * (1 - side) + last_vectors_v * side
 //%   for narrow in 0 .. 1 + (last_vectors < most_vectors)
 //%     let name = "add_gradient"
+//%     let chunk = 0
 //%     let dim = head_dim * (1 - side) + head_dim_v * side
 //%     let vectors = most_vectors * (1 - narrow) + last_vectors * narrow
 //%     let tile_rows = gradient_rows_qk * (1 - side) + gradient_rows_v * side
 //%     let rows = tile_rows
-//%     let segments = tiles
-//%     let a_segment = score_rows * tile_m / pair
 //%     let a_row = tile_m / pair
 //%     let a_k = 1
 //%     let b_k = ld_qk * (1 - side) + ld_v * side
@@ -94,19 +62,47 @@ enum {
 //%   end
 //% end
 
+//% let vectors = tile_vectors
+//% let b_k = tile_m
+//% let c_row = tile_m
+//%# Scores must come out bit for bit as in forward, so they are added in the same chunks.
+//% let name = "multiply_keys"
+//% let dim = head_dim
+//% let chunk = score_chunk
+//% let rows = block_n
+//% let tile_rows = key_rows
+//% let a_row = ld_key_columns
+//% let a_k = 1
+//% let update = "set"
+//% include "cpu/matmul.h"
+
+//% let name = "multiply_values"
+//% let dim = head_dim_v
+//% let chunk = 0
+//% let a_row = ld_value_columns
+//% include "cpu/matmul.h"
+
+//% let name = "add_query_gradient"
+//% let dim = head_dim
+//% let rows = head_dim
+//% let tile_rows = query_rows
+//% let a_row = 1
+//% let a_k = ld_qk
+//% let update = "add"
+//% include "cpu/matmul.h"
+
 /* The memory of one worker; the sums of dK and dV for the keys of a task follow. */
 struct scratch {
   float queries_t[TILES][HEAD_DIM * TILE_M], d_outputs_t[TILES][HEAD_DIM_V * TILE_M];
-  float d_queries_t[TILES][HEAD_DIM * TILE_M];
+  float d_queries_t[TILES][HEAD_DIM * TILE_M], outputs_t[HEAD_DIM_V * TILE_M];
   float queries[${block_m / pair} * ${ld_qk}], d_outputs[${block_m / pair} * ${ld_v}];
   float factor[BLOCK_M], row_max[BLOCK_M], row_scale[BLOCK_M], delta[BLOCK_M];
   float keys[BLOCK_N * ${ld_key_columns}], values[BLOCK_N * ${ld_value_columns}];
 //% if dot
   float key_pairs[BLOCK_N / 2 * ${ld_qk}];
   float d_score_pairs[BLOCK_N / 2 * TILE_M];
-  float scores_tile[BLOCK_N * TILE_M], d_scores_tile[BLOCK_N * TILE_M];
 //% end
-  float scores[TILES][SCORE_ROWS * TILE_M / ${pair}], d_scores[TILES][SCORE_ROWS * TILE_M / ${pair}];
+  float scores[SCORE_ROWS * TILE_M], d_scores[SCORE_ROWS * TILE_M];
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct scratch) <= ${scratch_bytes}, "the launcher gives a worker this much");
 
@@ -122,6 +118,26 @@ struct work {
 
 static inline long round_up_to(long x, long multiple) { return (x + multiple - 1) / multiple * multiple; }
 
+/*
+ * delta = rowsum(dO * O), term by term as multiply_values adds V * dO: where one key has all the weight, O is
+ * its V and d_weights - delta is exactly 0.
+ */
+static void sum_products(float *delta, const float *d_outputs_t, const float *outputs_t)
+{
+  for (int lanes = 0; lanes < TILE_M; lanes += LANES) {
+    vec sum = {0};
+    for (int i = 0; i < ${ceil_div(head_dim_v, pair)}; i++) {
+      vec d_o = load(d_outputs_t + i * TILE_M + lanes), o = load(outputs_t + i * TILE_M + lanes);
+//% if dot
+      asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(o), "v"(d_o));
+//% else
+      sum += o * d_o;
+//% end
+    }
+    store(delta + lanes, sum);
+  }
+}
+
 static void load_queries(struct work *w, long long first, long rows)
 {
   struct scratch *s = w->s;
@@ -133,14 +149,6 @@ static void load_queries(struct work *w, long long first, long rows)
   for (int i = 0; i < BLOCK_M; i++) {
     s->row_max[i] = i < rows ? lse[2 * i] : 0.0f;
     s->row_scale[i] = i < rows ? 1.0f / lse[2 * i + 1] : 0.0f;
-    vec sum = {0};
-    for (int column = 0; i < rows && column < HEAD_DIM_V; column += LANES)
-      sum += load_row(d_o + i * d_output->stride_row, d_output->stride_col, column, HEAD_DIM_V) *
-             load_row(o + i * output->stride_row, output->stride_col, column, HEAD_DIM_V);
-    float delta = 0;
-    for (int lane = 0; lane < LANES; lane++)
-      delta += sum[lane];
-    s->delta[i] = delta;
   }
   for (int tile = 0; tile < TILES; tile++) {
     long first_row = tile * TILE_M;
@@ -149,10 +157,14 @@ static void load_queries(struct work *w, long long first, long rows)
     normalise_queries(s->queries_t[tile], w->params->softmax_scale, s->factor + first_row);
     pack_transposed(s->d_outputs_t[tile], d_o + first_row * d_output->stride_row, d_output->stride_row,
                     d_output->stride_col, HEAD_DIM_V, rows - first_row);
+    pack_transposed(s->outputs_t, o + first_row * output->stride_row, output->stride_row, output->stride_col, HEAD_DIM_V,
+                    rows - first_row);
 //% if dot
     fold_exact_pairs(s->queries_t[tile], HEAD_DIM);
     fold_exact_pairs(s->d_outputs_t[tile], HEAD_DIM_V);
+    fold_exact_pairs(s->outputs_t, HEAD_DIM_V);
 //% end
+    sum_products(s->delta + first_row, s->d_outputs_t[tile], s->outputs_t);
     for (int i = 0; i < HEAD_DIM * TILE_M; i += LANES)
       store(s->d_queries_t[tile] + i, (vec){0});
   }
@@ -217,70 +229,67 @@ static __attribute__((noinline)) void softmax_tile(float *scores, float *d_score
 //% end
 }
 
-/* Weights and d_scores of one tile of queries, its part of dQ, and both in the form that dV and dK read. */
-static void attend_tile(struct work *w, int tile, long diagonal, long keys, long padded_keys)
+/* One tile of queries against one block of keys: weights, d_scores, and their part of all three gradients. */
+static void attend(struct work *w, int tile, long long first_query, long long first_key, long keys)
 {
   struct scratch *s = w->s;
-//% if causal
-  long tile_keys = diagonal + TILE_M < keys ? diagonal + TILE_M : keys;
-  tile_keys = tile_keys < 0 ? 0 : tile_keys;
-  long first_masked = diagonal + 1 < 0 ? 0 : diagonal + 1 < tile_keys ? diagonal + 1 : tile_keys;
-//% else
+  float *scores = s->scores, *d_scores = s->d_scores;
   long tile_keys = keys, first_masked = keys;
-//% end
-//% if dot
-  float *scores = s->scores_tile, *d_scores = s->d_scores_tile;
+//% if causal
+  long diagonal = first_query + tile * TILE_M - first_key;
+  tile_keys = diagonal + TILE_M < keys ? diagonal + TILE_M : keys;
+  if (tile_keys <= 0)
+    return;
+  first_masked = diagonal + 1 < 0 ? 0 : diagonal + 1 < tile_keys ? diagonal + 1 : tile_keys;
 //% else
-  float *scores = s->scores[tile], *d_scores = s->d_scores[tile];
+  long diagonal = 0;
+  (void)first_query;
 //% end
   long panels = round_up_to(tile_keys, ${key_rows});
-  multiply_columns_${head_dim}_${tile_vectors}v(s->keys, s->queries_t[tile], scores, panels, ${ceil_div(head_dim, pair)});
-  multiply_columns_${head_dim_v}_${tile_vectors}v(s->values, s->d_outputs_t[tile], d_scores, panels, ${ceil_div(head_dim_v, pair)});
+  multiply_keys_${head_dim}_${tile_vectors}v(s->keys, s->queries_t[tile], scores, panels, ${ceil_div(head_dim, pair)});
+  multiply_values_${head_dim_v}_${tile_vectors}v(s->values, s->d_outputs_t[tile], d_scores, panels, ${ceil_div(head_dim_v, pair)});
   softmax_tile(scores, d_scores, tile_keys, first_masked, diagonal, s->factor + tile * TILE_M,
                s->row_max + tile * TILE_M, s->row_scale + tile * TILE_M, s->delta + tile * TILE_M);
-//% if dot
+
   if (w->want_d_query) {
+//% if dot
     fold_rounded_pairs(s->d_score_pairs, d_scores, tile_keys);
-    add_query_gradient_${head_dim}_${tile_vectors}v(s->key_pairs, s->d_score_pairs, s->d_queries_t[tile], HEAD_DIM, (tile_keys + 1) / 2);
-  }
-  for (long i = 0; i < tile_keys * TILE_M; i += LANES) {
-    store_elements((element *)s->scores[tile] + i, load(scores + i));
-    store_elements((element *)s->d_scores[tile] + i, load(d_scores + i));
-  }
-  for (long i = tile_keys * TILE_M / 2; i < padded_keys * TILE_M / 2; i++)
-    s->scores[tile][i] = s->d_scores[tile][i] = 0;
+    add_query_gradient_${head_dim}_${tile_vectors}v(s->key_pairs, s->d_score_pairs, s->d_queries_t[tile], HEAD_DIM,
+                                           (tile_keys + 1) / 2);
 //% else
-  if (w->want_d_query)
     add_query_gradient_${head_dim}_${tile_vectors}v(s->keys, d_scores, s->d_queries_t[tile], HEAD_DIM, tile_keys);
-  for (long i = tile_keys * TILE_M; i < padded_keys * TILE_M; i += LANES) {
+//% end
+  }
+
+  /* Keys beyond the tile's, up to a whole panel of gradient rows, add nothing. */
+  long rows_qk = round_up_to(tile_keys, ${gradient_rows_qk}), rows_v = round_up_to(tile_keys, ${gradient_rows_v});
+  for (long i = tile_keys * TILE_M; i < (rows_qk > rows_v ? rows_qk : rows_v) * TILE_M; i += LANES) {
     store(scores + i, (vec){0});
     store(d_scores + i, (vec){0});
   }
+//% if dot
+  /* Neighbouring queries pair up: the same order in half the room, so that rounding can be done in place. */
+  for (long i = 0; i < (rows_qk > rows_v ? rows_qk : rows_v) * TILE_M; i += LANES) {
+    store_elements((element *)scores + i, load(scores + i));
+    store_elements((element *)d_scores + i, load(d_scores + i));
+  }
 //% end
-}
-
-/* One block of queries against one block of keys. */
-static void attend(struct work *w, long long first_query, long long first_key, long keys)
-{
-  struct scratch *s = w->s;
-  long padded_keys = round_up_to(keys, ${gradient_rows_qk}), padded_keys_v = round_up_to(keys, ${gradient_rows_v});
-  long most_padded = padded_keys > padded_keys_v ? padded_keys : padded_keys_v;
-  for (int tile = 0; tile < TILES; tile++)
-    attend_tile(w, tile, first_query + tile * TILE_M - first_key, keys, most_padded);
-  float *d_values = w->d_values + (first_key - w->begin_key) * ${ld_v};
-  float *d_keys = w->d_keys + (first_key - w->begin_key) * ${ld_qk};
   if (w->want_d_value) {
+    float *d_values = w->d_values + (first_key - w->begin_key) * ${ld_v};
+    const float *d_outputs = s->d_outputs + tile * ${tile_m / pair * ld_v};
 //% for group in 0 .. groups_v
 //%   let column = group * gradient_vectors_v * lanes
 //%   let group_vectors = min(gradient_vectors_v, ld_v / lanes - group * gradient_vectors_v)
-    add_gradient_${head_dim_v}_${group_vectors}v(s->scores[0], s->d_outputs + ${column}, d_values + ${column}, padded_keys_v, TILE_M / ${pair});
+    add_gradient_${head_dim_v}_${group_vectors}v(scores, d_outputs + ${column}, d_values + ${column}, rows_v, ${tile_m / pair});
 //% end
   }
   if (w->want_d_key) {
+    float *d_keys = w->d_keys + (first_key - w->begin_key) * ${ld_qk};
+    const float *queries = s->queries + tile * ${tile_m / pair * ld_qk};
 //% for group in 0 .. groups_qk
 //%   let column = group * gradient_vectors_qk * lanes
 //%   let group_vectors = min(gradient_vectors_qk, ld_qk / lanes - group * gradient_vectors_qk)
-    add_gradient_${head_dim}_${group_vectors}v(s->d_scores[0], s->queries + ${column}, d_keys + ${column}, padded_keys, TILE_M / ${pair});
+    add_gradient_${head_dim}_${group_vectors}v(d_scores, queries + ${column}, d_keys + ${column}, rows_qk, ${tile_m / pair});
 //% end
   }
 }
@@ -319,7 +328,8 @@ static void query_block(struct work *w, long long split, long long block)
   for (long long first_key = w->begin_key; first_key < end_key; first_key += BLOCK_N) {
     long keys = end_key - first_key < BLOCK_N ? end_key - first_key : BLOCK_N;
     load_keys(w, first_key, keys);
-    attend(w, first_query, first_key, keys);
+    for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++)
+      attend(w, tile, first_query, first_key, keys);
   }
   if (!w->want_d_query)
     return;

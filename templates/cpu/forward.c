@@ -31,9 +31,8 @@ enum {
 //% include "cpu/queries.h"
 //% include "cpu/softmax.h"
 
-//% let segments = 1
-//% let a_segment = 0
 //% let name = "multiply_keys"
+//% let chunk = score_chunk
 //% let dim = head_dim
 //% let rows = block_n
 //% let tile_rows = key_rows
@@ -45,6 +44,7 @@ enum {
 //% include "cpu/matmul.h"
 
 //% let name = "multiply_values"
+//% let chunk = 0
 //% let dim = head_dim_v
 //% let rows = head_dim_v
 //% let tile_rows = value_rows
@@ -117,12 +117,9 @@ static void store_outputs(struct scratch *s, const struct fa_params *params, lon
 {
   const struct fa_tensor *output = &params->output;
   float *lse = params->lse ? params->lse + ((batch * params->heads_q + head) * params->seqlen_q + first) * 2 : 0;
-  for (int i = 0; i < rows; i++) {
-    if (lse) {
-      lse[2 * i] = s->row_max[i];
-      lse[2 * i + 1] = s->row_sum[i];
-    }
-    s->row_sum[i] = 1.0f / s->row_sum[i];
+  for (int i = 0; lse && i < rows; i++) {
+    lse[2 * i] = s->row_max[i];
+    lse[2 * i + 1] = s->row_sum[i];
   }
   for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++)
     unpack_transposed(at(output, batch, head, first + tile * TILE_M), output->stride_row, output->stride_col, HEAD_DIM_V,

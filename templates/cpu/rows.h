@@ -6,22 +6,22 @@ static inline element *at(const struct fa_tensor *tensor, long long batch, long 
   return (element *)tensor->data + batch * tensor->stride_batch + head * tensor->stride_head + row * tensor->stride_row;
 }
 
-/* LANES elements of a row from `column` on, zeros beyond `dim`. */
-static inline __attribute__((always_inline)) vec load_row(const element *row, long long stride_col, int column, int dim)
+/*
+ * LANES elements of a row from `column` on, zeros beyond `dim`; and the way back. Not inlined: they stand in unrolled
+ * code, where a copy each would double what the compiler has to do.
+ */
+static __attribute__((noinline)) vec load_row(const element *row, long long stride_col, int column, int dim)
 {
   if (stride_col == 1 && column + LANES <= dim)
     return load_elements(row + column);
-  int count = dim - column < LANES ? dim - column : LANES;
-  return load_strided(row + column * stride_col, stride_col, count);
+  return load_strided(row + column * stride_col, stride_col, dim - column < LANES ? dim - column : LANES);
 }
-static inline __attribute__((always_inline)) void store_row(element *row, long long stride_col, int column, int dim, vec x)
+static __attribute__((noinline)) void store_row(element *row, long long stride_col, int column, int dim, vec x)
 {
-  if (stride_col == 1 && column + LANES <= dim) {
+  if (stride_col == 1 && column + LANES <= dim)
     store_elements(row + column, x);
-    return;
-  }
-  int count = dim - column < LANES ? dim - column : LANES;
-  store_strided(row + column * stride_col, stride_col, count, x);
+  else
+    store_strided(row + column * stride_col, stride_col, dim - column < LANES ? dim - column : LANES, x);
 }
 
 /* rows x dim as they are, out[row * leading + column], a leading of whole vectors: zeros fill the columns
@@ -29,9 +29,15 @@ static inline __attribute__((always_inline)) void store_row(element *row, long l
 static void pack_rows(float *out, int leading, const element *in, long long stride_row, long long stride_col, int dim,
                       long rows, long padded_rows)
 {
-  for (long row = 0; row < rows; row++)
-    for (int column = 0; column < leading; column += LANES)
-      store(out + row * leading + column, load_row(in + row * stride_row, stride_col, column, dim));
+  for (long row = 0; row < rows; row++) {
+    const element *from = in + row * stride_row;
+    int column = 0;
+    if (stride_col == 1)
+      for (; column + LANES <= dim; column += LANES)
+        store(out + row * leading + column, load_elements(from + column));
+    for (; column < leading; column += LANES)
+      store(out + row * leading + column, column < dim ? load_row(from, stride_col, column, dim) : (vec){0});
+  }
   for (long i = rows * leading; i < padded_rows * leading; i += LANES)
     store(out + i, (vec){0});
 }
@@ -68,8 +74,9 @@ static void pack_row_pairs(float *out, int leading, const element *in, long long
   for (; 2 * pair < rows; pair++)
     for (int column = 0; column < leading; column += LANES) {
       const element *from = in + 2 * pair * stride_row;
-      uvec low = (uvec)load_row(from, stride_col, column, dim);
-      uvec high = 2 * pair + 1 < rows ? (uvec)load_row(from + stride_row, stride_col, column, dim) : (uvec){0};
+      _Bool inside = column < dim;
+      uvec low = inside ? (uvec)load_row(from, stride_col, column, dim) : (uvec){0};
+      uvec high = inside && 2 * pair + 1 < rows ? (uvec)load_row(from + stride_row, stride_col, column, dim) : (uvec){0};
       store(out + pair * leading + column, (vec)(high | low >> 16));
     }
   for (long i = pair * leading; i < padded_pairs * leading; i += LANES)
@@ -117,17 +124,35 @@ static void pack_transposed(float *out, const element *in, long long stride_row,
     }
 }
 
+//% if op == "forward"
+/* The way back: in[column * TILE_M + row] to `rows` rows of the caller's tensor, each divided by divisor[row]. */
+//% else
 /* The way back: in[column * TILE_M + row] to `rows` rows of the caller's tensor, each times factor[row]. */
+//% end
 static void unpack_transposed(element *out, long long stride_row, long long stride_col, int dim, long rows,
+//% if op == "forward"
+                              const float *in, const float *divisor)
+//% else
                               const float *in, const float *factor)
+//% end
 {
   for (int lanes = 0; lanes < TILE_M && lanes < rows; lanes += LANES)
     for (int column = 0; column < dim; column += LANES) {
       const float *from = in + column * TILE_M + lanes;
-      vec scale = load(factor + lanes);
       vec x[LANES];
-//% for i in 0 .. lanes
+//% if op == "forward"
+      /* The product with 1 / divisor, corrected once: as good as a division and several times as fast. */
+      vec whole = load(divisor + lanes), inverse = 1.0f / whole;
+//%   for i in 0 .. lanes
+      x[${i}] = column + ${i} < dim ? load(from + ${i} * TILE_M) : (vec){0};
+      vec quotient_${i} = x[${i}] * inverse;
+      x[${i}] = (x[${i}] - quotient_${i} * whole) * inverse + quotient_${i};
+//%   end
+//% else
+      vec scale = load(factor + lanes);
+//%   for i in 0 .. lanes
       x[${i}] = column + ${i} < dim ? load(from + ${i} * TILE_M) * scale : (vec){0};
+//%   end
 //% end
       transpose(x);
 //% for i in 0 .. lanes

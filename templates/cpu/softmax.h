@@ -9,6 +9,7 @@
  * A score of -inf comes only from an infinity in the input. It would get weight 0 and vanish; it makes the
  * row NaN instead, as +inf and NaN do by themselves.
  */
+//% let sum_keys = 8
 static const float LOWEST = -0x1p126f; /* below every finite score; its difference to any of them is finite */
 
 static inline __attribute__((always_inline)) ivec visible(long key, long diagonal, int lanes)
@@ -48,12 +49,22 @@ static __attribute__((noinline)) void softmax_tile(float *scores, long keys, lon
   rescale[${v}] = exp2_nonpositive((old_max_${v} - max_${v}) * factor_${v});
   store(row_max + ${v} * LANES, max_${v});
 //% end
-  for (long key = 0; key < first_masked; key++) {
+  /* Sums of ${sum_keys} keys at a time: one long chain of additions would cost more accuracy than all the rest. */
+  for (long key = 0; key < first_masked;) {
+    long end = key + ${sum_keys} < first_masked ? key + ${sum_keys} : first_masked;
+//% for v in 0 .. vectors
+    vec part_${v} = {0};
+//% end
+    for (; key < end; key++) {
 //% for v in 0 .. vectors
     float *x_${v} = scores + key * TILE_M + ${v} * LANES;
     vec p_${v} = exp2_nonpositive((load(x_${v}) - max_${v}) * factor_${v});
-    sum_${v} += p_${v};
+    part_${v} += p_${v};
     store(x_${v}, p_${v});
+//% end
+    }
+//% for v in 0 .. vectors
+    sum_${v} += part_${v};
 //% end
   }
 //% if causal

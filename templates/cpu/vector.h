@@ -58,23 +58,28 @@ static inline vec smaller(vec x, vec bound)
  */
 static inline vec exp2_nonpositive(vec x)
 {
-//% if lanes == 16
-  /* f = x - floor(x) is in [0, 1) and vscalefps multiplies by 2^floor(x). */
+//% if lanes == 16 && dtype == "fp32"
+  /* n = round(x), f = x - n in [-1/2, 1/2]; near 0, where most weights come from, almost nothing is rounded. */
+  vec n, f, y;
+  asm("vrndscaleps $0, %1, %0" : "=v"(n) : "v"(x));
+  f = x - n;
+  y = splat(1.5353361959569156e-4f);
+  y = y * f + 1.3398875016719103e-3f;
+  y = y * f + 9.61843691766262e-3f;
+  y = y * f + 5.5503323674201965e-2f;
+  y = y * f + 0.24022647738456726f;
+  y = y * f + 0.6931471824645996f;
+  y = y * f + 1.0f;
+  asm("vscalefps %1, %2, %0" : "=v"(y) : "v"(n), "v"(y));
+  return y;
+//% elif lanes == 16
+  /* f = x - floor(x) is in [0, 1) and vscalefps multiplies by 2^floor(x): one instruction less. */
   vec f, y;
   asm("vreduceps $1, %1, %0" : "=v"(f) : "v"(x));
-//%   if dtype == "fp32"
-  y = splat(2.1612919226754457e-4f);
-  y = y * f + 1.2467845808714628e-3f;
-  y = y * f + 9.675451554358006e-3f;
-  y = y * f + 5.5485282093286514e-2f;
-  y = y * f + 0.2402293086051941f;
-  y = y * f + 0.6931470632553101f;
-//%   else
   y = splat(1.3426687568426132e-2f);
   y = y * f + 5.22424690425396e-2f;
   y = y * f + 0.2412802129983902f;
   y = y * f + 0.6930448412895203f;
-//%   end
   y = y * f + 1.0f;
   asm("vscalefps %1, %2, %0" : "=v"(y) : "v"(x), "v"(y));
   return y;
