@@ -1,6 +1,6 @@
 """The demo: one small language model trained twice, with this attention and with PyTorch's own.
 
-    make demo            or: python examples/demo.py [--text book.txt] [--steps 300]
+    make demo            or: python examples/demo.py [--text book.txt] [--steps 600]
 
 Both models start from the same seed and see the same batches, a step each in turn, so that they share whatever
 else the machine is doing. Shown: progress, loss and speed of both, a sample of what was learned, and a picture of
@@ -142,7 +142,7 @@ def draw(runs: dict[str, Run], device: torch.device, path: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="text file to learn (default: the source of Python's standard library)")
-    parser.add_argument("--steps", type=int, default=300, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=2.8, help="stop training after this (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of demo.png (default: results)")
     arguments = parser.parse_args()

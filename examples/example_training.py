@@ -24,12 +24,22 @@ from torch.nn import functional as F
 from flash_attention import FlashAttention, flash_attention
 
 CONTEXT = 1024  # characters that a position can look back on
-BATCH = 4
+BATCH = 2
 
 
 def causal_flash_attention(head_dim: int) -> nn.Module:
     """The attention of one layer: query i sees keys 0 to i."""
     return FlashAttention(head_dim, is_causal=True)
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al., arXiv:2104.09864): scores depend on how far apart two characters are."""
+    half = x.shape[-1] // 2
+    speed = 1e4 ** (-torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.shape[-2], device=x.device)[:, None] * speed
+    cosine, sine = angle.cos(), angle.sin()
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
 
 
 class Block(nn.Module):
@@ -49,6 +59,7 @@ class Block(nn.Module):
         batch, seqlen, d_model = x.shape
         heads = self.query_key_value(self.norm_attention(x)).view(batch, seqlen, 3, self.num_heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # (batch, heads, seqlen, head_dim) each: views, no copies
+        query, key = rotate(query), rotate(key)
         attended = self.attention(query, key, value)
         x = x + self.projection(attended.transpose(1, 2).reshape(batch, seqlen, d_model))
         return x + self.feed_forward(self.norm_feed_forward(x))
@@ -67,7 +78,6 @@ class CharTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.characters = nn.Embedding(vocabulary, d_model)
-        self.positions = nn.Embedding(CONTEXT, d_model)
         self.blocks = nn.Sequential(*(Block(d_model, num_heads, attention) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(d_model)
         self.logits = nn.Linear(d_model, vocabulary, bias=False)
@@ -77,8 +87,7 @@ class CharTransformer(nn.Module):
 
     def forward(self, characters: Tensor) -> Tensor:
         """(batch, seqlen) character numbers -> (batch, seqlen, vocabulary) logits of the characters that follow."""
-        positions = torch.arange(characters.shape[1], device=characters.device)
-        return self.logits(self.norm(self.blocks(self.characters(characters) + self.positions(positions))))
+        return self.logits(self.norm(self.blocks(self.characters(characters))))
 
 
 class Text:
@@ -133,7 +142,7 @@ def pick_device() -> torch.device:
 class Trainer:
     """A model and its optimizer: warm-up, then a cosine down to a tenth of the learning rate."""
 
-    def __init__(self, model: nn.Module, device: torch.device, steps: int, learning_rate: float = 2e-3) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, steps: int, learning_rate: float = 3e-3) -> None:
         self.model, self.device = model.to(device), device
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         warm_up = max(1, steps // 10)
@@ -187,7 +196,7 @@ def sample(model: nn.Module, text: Text, device: torch.device, length: int = 400
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", help="text file to learn (default: the source of Python's standard library)")
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
     parser.add_argument("--device", type=torch.device, help="default: cuda where it is supported, else cpu")
     arguments = parser.parse_args()
 

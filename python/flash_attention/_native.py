@@ -192,7 +192,7 @@ def cache_entries(verify: bool = False) -> list[CacheEntry]:
     entries = []
     for line in take_text(text).splitlines():
         key, kind, size, last_used, valid, *rest = line.split(" ", 5)
-        entries.append(CacheEntry(key, kind, int(size), int(last_used), valid == "ok", " ".join(rest)))
+        entries.append(CacheEntry(key, kind, int(size), int(last_used), valid == "1", " ".join(rest)))
     return entries
 
 

@@ -1,0 +1,181 @@
+"""Protects: `python -m flash_attention` does what its help says, and its errors are one sentence."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flash_attention import _native, cli
+
+PACKAGE = Path(_native.__file__).resolve().parent.parent
+
+
+def command(*arguments: str, cache: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = dict(os.environ, PYTHONPATH=str(PACKAGE), **environment)
+    if cache is not None:
+        variables["FLASH_ATTENTION_CACHE_DIR"] = str(cache)
+    line = [sys.executable, "-m", "flash_attention", *arguments]
+    return subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
+
+
+def output(*arguments: str, cache: Path | None = None, **environment: str) -> str:
+    run = command(*arguments, cache=cache, **environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+PROBLEM = ("--op", "forward", "--dtype", "fp32", "--head-dim", "40")
+
+
+def test_info_names_versions_compiler_cache_and_every_variable(tmp_path: Path) -> None:
+    text = output("info", cache=tmp_path / "cache", FLASH_ATTENTION_AUTOTUNE="0")
+    for needed in ("Python: ", "PyTorch: ", "compiler: ", "cpu target: cpu:", f"cache: {tmp_path / 'cache'}"):
+        assert needed in text
+    assert "FLASH_ATTENTION_AUTOTUNE=0" in text
+    for name in ("FLASH_ATTENTION_CACHE_SIZE", "FLASH_ATTENTION_CPU_ISA", "FLASH_ATTENTION_VERBOSE", "CC"):
+        assert name in text
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The same in this process, which is faster."""
+    cli.main(arguments)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:neon"])
+@pytest.mark.parametrize("op", ["forward", "backward"])
+def test_source_of_any_target_opens_with_its_problem(target: str, op: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--op", op, "--dtype", "bf16", "--head-dim", "64", "--head-dim-v", "32", "--causal")
+    head = printed(capsys, "source", *arguments, "--target", target)[:800]
+    for needed in (op, "bf16", "64", "32", "causal", target, "config"):
+        assert needed in head
+
+
+def test_source_is_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output("source", *PROBLEM) == printed(capsys, "source", *PROBLEM)
+
+
+def test_config_changes_the_source_and_is_named_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    configs = printed(capsys, "configs", *PROBLEM).split()
+    best_guess = printed(capsys, "source", *PROBLEM)
+    assert len(configs) > 1
+    assert best_guess == printed(capsys, "source", *PROBLEM, "--config", configs[0])
+    changed = printed(capsys, "source", *PROBLEM, "--config", configs[-1])
+    assert changed != best_guess
+    assert configs[-1].replace(",", " ") in changed[:800].replace(",", " ")
+
+
+def test_compile_says_size_time_and_compiler(tmp_path: Path) -> None:
+    kernel, cache = tmp_path / "kernel.so", tmp_path / "cache"
+    text = output("compile", *PROBLEM, "-o", str(kernel), cache=cache)
+    for needed in ("config: ", "size: ", "time: ", "compiler: ", "command: "):
+        assert needed in text
+    assert kernel.read_bytes()[:4] == b"\x7fELF"
+    assert not list(cache.glob("**/*")), "compile leaves the cache alone"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("source", *PROBLEM[:-1], "640"), "head_dim is 640"),
+        (("source", *PROBLEM, "--target", "cpu:z80"), "cpu:z80"),
+        (("source", *PROBLEM, "--target", "cuda:sm_80"), "cuda:sm_80"),
+        (("source", *PROBLEM, "--target", "x" * 99), "target"),
+        (("source", *PROBLEM, "--config", "block_m=-1"), "block_m"),
+        (("source", *PROBLEM, "--config", "colour=3"), "colour"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    arguments: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    sentence = str(caught.value.code)  # Python prints it to standard error and ends with status 1
+    assert capsys.readouterr().out == ""
+    assert sentence.startswith("flash_attention: ")
+    assert reason in sentence
+    assert "\n" not in sentence
+
+
+def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output("--help")
+    for name in ("info", "source", "compile", "configs", "cache", "bench"):
+        assert name in text
+        with pytest.raises(SystemExit) as caught:
+            cli.main([name, "--help"])
+        assert caught.value.code == 0
+        assert "usage" in capsys.readouterr().out
+
+
+def test_compile_without_compiler_says_what_to_install() -> None:
+    run = command("compile", *PROBLEM, CC="", PATH="/nowhere")
+    assert run.returncode == 1
+    assert "gcc" in run.stderr
+
+
+FILL = """
+import torch
+from flash_attention import flash_attention
+query = torch.randn(1, 1, 16, 16)
+flash_attention(query, query, query)
+"""
+
+
+def test_cache_list_verify_clear_path(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert output("cache", "path", cache=cache).strip() == str(cache)
+    assert output("cache", "list", cache=cache).startswith("0 entries")
+    variables = dict(os.environ, PYTHONPATH=str(PACKAGE), FLASH_ATTENTION_CACHE_DIR=str(cache))
+    subprocess.run([sys.executable, "-c", FILL], env=variables, check=True)
+    listed = output("cache", "list", cache=cache)
+    assert "forward fp32 head_dim=16" in listed
+    assert "intact" in output("cache", "verify", cache=cache)
+
+    kernel = max((path for path in cache.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    damaged = bytearray(kernel.read_bytes())
+    damaged[-100] ^= 1
+    kernel.write_bytes(damaged)
+    run = command("cache", "verify", cache=cache)
+    assert run.returncode == 1
+    assert "DAMAGED" in run.stdout
+    assert "1 of " in run.stderr
+
+    assert "entries removed" in output("cache", "clear", cache=cache)
+    assert output("cache", "list", cache=cache).startswith("0 entries")
+
+
+def test_bench_writes_a_table_and_csv(tmp_path: Path) -> None:
+    grid = ("--dtypes", "fp32", "--head-dims", "16", "--seqlens", "32,64", "--masks", "causal", "--heads", "1")
+    text = output("bench", *grid, "--seconds", "0.01", "--output", str(tmp_path), cache=tmp_path / "cache")
+    assert "ratio" in text
+    assert "smallest call" in text
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["op"], row["seqlen"]) for row in rows] == [
+        ("forward", "32"),
+        ("forward", "64"),
+        ("backward", "32"),
+        ("backward", "64"),
+    ]
+    for row in rows:
+        flops = 4 * 32 * 32 * 16 * (int(row["seqlen"]) / 32) ** 2 / 2 * (1 if row["op"] == "forward" else 2.5)
+        assert float(row["gflops"]) == pytest.approx(flops / float(row["seconds"]) / 1e9, abs=0.06)
+        assert float(row["ratio"]) == pytest.approx(float(row["pytorch_seconds"]) / float(row["seconds"]), rel=2e-3)
+
+
+def test_output_into_a_closed_pipe_is_no_error() -> None:
+    line = f"{sys.executable} -m flash_attention source {' '.join(PROBLEM)} | head -n 1"
+    run = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        env=dict(os.environ, PYTHONPATH=str(PACKAGE)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0
+    assert run.stderr == ""
