@@ -8,7 +8,8 @@
  *     if (fa_execute(&call, fa_default_host(), message) != FA_OK) fprintf(stderr, "%s\n", message);
  *
  * The first call of a problem and shape bucket tunes, compiles and stores; later calls, and later processes,
- * launch. Any thread may call at any time. examples/plain_c.c is a whole program.
+ * launch. Any thread may call at any time. FLASH_ATTENTION_* variables and $CC are read once, at first use.
+ * examples/plain_c.c is a whole program.
  */
 #ifndef FLASH_ATTENTION_H
 #define FLASH_ATTENTION_H
