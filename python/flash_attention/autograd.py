@@ -7,7 +7,6 @@ second time, and forward-mode AD, raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class _Kernel(_SingleLevelFunction):
     register_autograd does not, and knows no forward-mode AD: it drops tangents without a word).
     """
 
-    operator: Callable[..., Any]
+    operator: Any
 
     @classmethod
     def redispatch(cls, keyset: Any, *arguments: Any) -> Any:

@@ -67,7 +67,9 @@ def check_operands(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) 
         if tensor.dim() < 2:
             raise ValueError(f"{name} has shape {_shape(tensor)}, must have at least 2 dimensions (seqlen, head_dim)")
         if not 1 <= tensor.shape[-1] <= MAX_HEAD_DIM:
-            raise ValueError(f"{name} has head_dim {tensor.shape[-1]} (its last dimension), must have 1 to {MAX_HEAD_DIM}")
+            raise ValueError(
+                f"{name} has head_dim {tensor.shape[-1]} (its last dimension), must have 1 to {MAX_HEAD_DIM}"
+            )
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} has dtype {tensor.dtype}, must have query's, {query.dtype}")
@@ -101,7 +103,7 @@ def check_unsupported(attn_mask: Any, dropout_p: Any) -> None:
         raise NotImplementedError(f"attn_mask is {kind}: masks are not supported yet, it must be None")
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, Real):
         raise TypeError(f"dropout_p is {_describe(dropout_p)}, must be a number")
-    if not 0.0 <= dropout_p <= 1.0:
+    if not 0.0 <= float(dropout_p) <= 1.0:
         raise ValueError(f"dropout_p is {dropout_p}, must be between 0 and 1")
     if dropout_p != 0.0:
         raise NotImplementedError(f"dropout_p is {dropout_p}: dropout is not supported yet, it must be 0.0")
@@ -111,9 +113,11 @@ def refuse_shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, e
     """Raise the ValueError of tensors whose leading dimensions (batch, heads) do not fit together."""
     shapes = f"query has shape {_shape(query)}, key {_shape(key)} and value {_shape(value)}"
     if enable_gqa:
-        rule = "must have batch dimensions that broadcast, and key and value equal heads (dimension -3) that divide query's"
+        rule = (
+            "must have batch dimensions that broadcast, and heads of key and value (dimension -3) that divide query's"
+        )
     else:
-        rule = "must have batch and head dimensions that broadcast (heads of key may divide query's with enable_gqa=True)"
+        rule = "must have batch and head dimensions that broadcast (enable_gqa=True: heads of key may divide query's)"
     raise ValueError(f"{shapes}: they {rule}")
 
 

@@ -63,8 +63,13 @@ class FlashAttention(torch.nn.Module):
         Returns:
             (..., heads, seqlen_q, head_dim_v), dtype and device of query.
         """
-        if query.size(-1) != self.head_dim:
-            raise ValueError(f"query has head_dim {query.size(-1)} (its last dimension), must have {self.head_dim}")
+        try:
+            head_dim = query.size(-1)
+        except (AttributeError, IndexError, TypeError):
+            checks.check_operands(query, key, value)
+            raise
+        if head_dim != self.head_dim:
+            raise ValueError(f"query has head_dim {head_dim} (its last dimension), must have {self.head_dim}")
         if self.learnable_scale:
             # In float32, so that autograd's sum of query * grad_query is.
             query = (query.float() * self.scale_multiplier.float()).to(query.dtype)

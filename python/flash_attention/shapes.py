@@ -41,7 +41,7 @@ def fold(
         for tensor, shape in zip(tensors, wanted, strict=True)
     )
     leading = (*batch, heads[0]) if dims >= 4 else (heads[0],) * (dims - 2)
-    return tuple(folded), leading  # type: ignore[return-value]
+    return tuple(folded), leading
 
 
 def _common(sizes: Iterable[int]) -> int:

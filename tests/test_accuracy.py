@@ -1,0 +1,119 @@
+"""Results against float64: no less exact than PyTorch's own attention in the same dtype, plus one rounding."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from flash_attention import flash_attention
+from reference import assert_accurate, reference, run, sdpa
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def inputs(dtype, device, batch=1, heads=2, seqlen_q=256, seqlen_k=256, head_dim=64, head_dim_v=None) -> list[Tensor]:
+    sizes = [(seqlen_q, head_dim), (seqlen_k, head_dim), (seqlen_k, head_dim_v or head_dim)]
+    sizes.append((seqlen_q, head_dim_v or head_dim))
+    return [torch.randn(batch, heads, *size).to(device, dtype) for size in sizes]
+
+
+def check(tensors: list[Tensor], **options) -> None:
+    expected = reference(*tensors, **options)
+    assert_accurate(run(flash_attention, *tensors, **options), expected, run(sdpa, *tensors, **options))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_normal_data(device, dtype, head_dim, is_causal):
+    """The everyday case, forward and every gradient."""
+    check(inputs(dtype, device, seqlen_q=384, seqlen_k=384, head_dim=head_dim), is_causal=is_causal)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_positive_values(device, dtype):
+    """Positive V: sums that do not cancel show a low-precision accumulator."""
+    query, key, value, grad_output = inputs(dtype, device, seqlen_k=1024)
+    check([query, key, value.abs(), grad_output])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outlier_channels(device, dtype):
+    """A few channels a hundred times larger, as trained models have: large scores, sharp softmax."""
+    tensors = inputs(dtype, device)
+    for tensor in tensors[:3]:
+        tensor[..., [3, 17, 40]] *= 100
+    check(tensors, scale=1e-3)
+
+
+@pytest.mark.parametrize("magnitude", [1e-12, 1e-6, 1e-3, 1e1, 1e2, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_magnitudes(device, dtype, magnitude):
+    """Neither underflow nor overflow inside, whatever the size of the values; fp16 holds what it can."""
+    query, key, value, grad_output = inputs(dtype, device)
+    check([query, key, value * magnitude, grad_output])
+    if magnitude <= 1e2:
+        check([query * magnitude, key, value, grad_output], scale=1 / 8 / max(magnitude, 1.0))
+        check([query, key * magnitude, value, grad_output], scale=1 / 8 / max(magnitude, 1.0))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.125, -3.0, 1e-8, 1.0, 5.0])
+def test_scales(device, scale):
+    """Any factor of the scores: 0 is a plain mean, and a negative one turns the maximum into a minimum."""
+    check(inputs(torch.float32, device), scale=scale)
+
+
+def test_huge_scores(device):
+    """Scores of 1e8: softmax is a choice of one key, and nothing overflows."""
+    tensors = [tensor * 1e4 for tensor in inputs(torch.float32, device)[:3]]
+    output = flash_attention(*tensors)
+    assert output.isfinite().all()
+    best = (tensors[0].double() @ tensors[1].double().mT).argmax(-1).cpu()
+    expected = torch.gather(tensors[2].cpu(), 2, best[..., None].expand(*best.shape, output.shape[-1]))
+    # A tie within rounding may go the other way.
+    assert (output.cpu() == expected).all(-1).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_long_sequences(device, dtype, is_causal):
+    """Errors do not grow with the sequence: 8192 keys."""
+    if dtype == torch.float16 and is_causal:
+        pytest.skip("the sum of 8192 keys is tested without a mask")
+    check(inputs(dtype, device, heads=1, seqlen_q=256 if not is_causal else 2048, seqlen_k=8192), is_causal=is_causal)
+
+
+def test_eight_thousand_by_eight_thousand(device):
+    """Gradients of keys and values are sums over 8192 queries."""
+    check(inputs(torch.float32, device, heads=1, seqlen_q=8192, seqlen_k=8192, head_dim=16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_finite_input_never_gives_nan(device, dtype):
+    """Largest finite values: results may overflow to inf where exact ones do, but are never NaN."""
+    big = torch.finfo(dtype).max
+    query, key, value, _ = inputs(dtype, device, seqlen_q=20, seqlen_k=20)
+    assert not flash_attention(query, key, torch.full_like(value, big)).isnan().any()
+    assert not flash_attention(query * 0 + 1e18, key * 0 + 1e18, value).isnan().any()
+    assert not flash_attention(query, key, value, scale=1e30).isnan().any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_non_finite_input(device, bad, which, is_causal):
+    """NaN or inf reaches every row that attends to it, and no row that PyTorch's math backend keeps finite."""
+    tensors = inputs(torch.float32, device, seqlen_q=130, seqlen_k=130)[:3]
+    row = 70
+    tensors[which][0, 1, row, 5] = bad
+    output = flash_attention(*tensors, is_causal=is_causal)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        peer = sdpa(*tensors, is_causal=is_causal)
+    finite, peer_finite = output.isfinite().all(-1), peer.isfinite().all(-1)
+    touched = torch.zeros_like(finite)
+    touched[0, 1, slice(row, row + 1) if which == 0 else slice(row if is_causal else 0, None)] = True
+    assert not (finite & touched).any(), "a row that attends to it is finite"
+    assert (finite | touched | ~peer_finite).all(), "another row, which PyTorch keeps finite, is not"

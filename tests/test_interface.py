@@ -1,0 +1,296 @@
+"""flash_attention() takes what scaled_dot_product_attention takes, and says clearly what it does not."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from flash_attention import flash_attention
+from reference import assert_close, reference, run, sdpa
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def make(*shapes, device, dtype=torch.float32):
+    """Normally distributed tensors."""
+    return [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+
+
+def same_as_pytorch(query, key, value, **options):
+    """Shape, dtype and values are those of scaled_dot_product_attention."""
+    actual, expected = flash_attention(query, key, value, **options), sdpa(query, key, value, **options)
+    assert actual.dtype == expected.dtype
+    assert_close((actual,), (expected.cpu().double(),))
+
+
+def test_signature_is_that_of_pytorch():
+    """Either function can stand for the other, by position and by name."""
+    names = list(inspect.signature(flash_attention).parameters.values())
+    assert [p.name for p in names] == [
+        *("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    ]
+    assert [p.default for p in names[3:]] == [None, 0.0, False, None, False]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(5, 8), (7, 8), (7, 4)],
+        [(3, 5, 8), (3, 7, 8), (3, 7, 4)],
+        [(2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 4)],
+        [(2, 2, 3, 5, 8), (2, 2, 3, 7, 8), (2, 2, 3, 7, 4)],
+        [(2, 1, 2, 3, 5, 8), (2, 1, 2, 3, 7, 8), (2, 1, 2, 3, 7, 4)],
+        [(1, 3, 5, 8), (4, 3, 7, 8), (1, 3, 7, 4)],
+        [(4, 3, 5, 8), (1, 3, 7, 8), (4, 1, 7, 4)],
+        [(2, 1, 5, 8), (4, 2, 3, 7, 8), (3, 7, 4)],
+        [(5, 8), (2, 7, 8), (2, 7, 4)],
+    ],
+)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_shapes(device, shapes, is_causal):
+    """2 to 6 dimensions, broadcasting before the last two."""
+    same_as_pytorch(*make(*shapes, device=device), is_causal=is_causal)
+
+
+@pytest.mark.parametrize("heads", [(6, 2), (6, 1), (6, 6), (4, 2)])
+def test_grouped_queries(device, heads):
+    """enable_gqa shares each key and value head among consecutive query heads, with 3 to 5 dimensions."""
+    q, kv = heads
+    for batch in ((), (2,), (2, 2)):
+        tensors = make((*batch, q, 5, 8), (*batch, kv, 7, 8), (*batch, kv, 7, 4), device=device)
+        same_as_pytorch(*tensors, enable_gqa=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dims", [(1, 1), (3, 5), (7, 64), (80, 80), (100, 33), (255, 17), (256, 256)])
+def test_head_dims(device, dtype, head_dims):
+    """1 to 256, odd ones too, V's its own; forward and gradients."""
+    dim, dim_v = head_dims
+    tensors = make((1, 2, 37, dim), (1, 2, 53, dim), (1, 2, 53, dim_v), (1, 2, 37, dim_v), device=device, dtype=dtype)
+    assert_close(run(flash_attention, *tensors), reference(*tensors), f"{head_dims}")
+
+
+LENGTHS = [0, 1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 191, 257]
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_sequence_lengths(device, is_causal):
+    """Around the borders of every block size, 0 and 1, query's and key's not equal."""
+    for i, seqlen_q in enumerate(LENGTHS):
+        for seqlen_k in {seqlen_q, LENGTHS[-1 - i], LENGTHS[(3 * i + 1) % len(LENGTHS)], 1, 300}:
+            shapes = [(1, 1, seqlen_q, 16), (1, 1, seqlen_k, 16), (1, 1, seqlen_k, 16), (1, 1, seqlen_q, 16)]
+            tensors = make(*shapes, device=device)
+            actual = run(flash_attention, *tensors, is_causal=is_causal)
+            assert_close(actual, reference(*tensors, is_causal=is_causal), f"{seqlen_q} x {seqlen_k}")
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 5, 7), (2, 0, 5, 7), (2, 2, 0, 7), (2, 2, 5, 0), (0, 0, 0, 0)])
+def test_empty(device, sizes):
+    """An empty batch gives an empty result; no keys give zeros."""
+    batch, heads, seqlen_q, seqlen_k = sizes
+    shapes = [(batch, heads, seqlen_q, 8), (batch, heads, seqlen_k, 8), (batch, heads, seqlen_k, 4)]
+    for is_causal in (False, True):
+        output = flash_attention(*make(*shapes, device=device), is_causal=is_causal)
+        assert output.shape == (batch, heads, seqlen_q, 4)
+        assert not output.any()
+
+
+def _layouts(tensor):
+    """The same values in other layouts."""
+    batch, heads, seqlen, dim = tensor.shape
+    wide = tensor.new_full((batch, heads, 2 * seqlen, 2 * dim), float("nan"))
+    wide[:, :, ::2, ::2] = tensor
+    sliced = tensor.new_full((batch, heads, seqlen + 3, dim + 5), float("nan"))
+    sliced[:, :, 1:-2, 3:-2] = tensor
+    shifted = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape)
+    shifted.copy_(tensor)
+    return {
+        "transposed": tensor.transpose(1, 2).contiguous().transpose(1, 2),
+        "heads last": tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        "columns": tensor.mT.contiguous().mT,
+        "batch inside": tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+        "steps": wide[:, :, ::2, ::2],
+        "sliced": sliced[:, :, 1:-2, 3:-2],
+        "unaligned": shifted,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
+def test_strides(device, which, dtype):
+    """Whatever a view can be: equal bits, forward and backward, from every layout of every input."""
+    shapes = [(2, 3, 33, 24), (2, 3, 41, 24), (2, 3, 41, 20), (2, 3, 33, 20)]
+    tensors = make(*shapes, device=device, dtype=dtype)
+    expected = run(flash_attention, *tensors, is_causal=True)
+    for name, view in _layouts(tensors[which]).items():
+        arguments = [*tensors[:which], view, *tensors[which + 1 :]]
+        for result, wanted in zip(run(flash_attention, *arguments, is_causal=True), expected, strict=True):
+            assert torch.equal(result, wanted), name
+
+
+def test_expanded(device):
+    """Strides of 0 in any dimension."""
+    query, key, value, grad_output = make((1, 1, 33, 16), (1, 1, 1, 16), (1, 1, 41, 1), (1, 1, 33, 16), device=device)
+    views = [query.expand(2, 3, 33, 16), key.expand(2, 3, 41, 16), value.expand(2, 3, 41, 16)]
+    views.append(grad_output.expand(2, 3, 33, 16))
+    actual = run(flash_attention, *views)
+    assert_close(actual, reference(*views))
+    assert actual[0].is_contiguous()
+
+
+def test_offsets_past_two_to_the_31(device):
+    """Offsets are 64 bits wide: heads 3 * 2**30 elements apart, with most of the memory never touched."""
+    far = 3 * 2**30
+    storage = torch.empty(far + 4096, dtype=torch.bfloat16, device=device)
+    query = storage.as_strided((1, 2, 20, 16), (0, far, 16, 1))
+    query.copy_(torch.randn(1, 2, 20, 16))
+    key = storage.as_strided((1, 2, 20, 16), (0, far, 16, 1), 1024)
+    key.copy_(torch.randn(1, 2, 20, 16))
+    value, grad_output = make((1, 2, 20, 16), (1, 2, 20, 16), device=device, dtype=torch.bfloat16)
+    assert_close(run(flash_attention, query, key, value, grad_output), reference(query, key, value, grad_output))
+
+
+@pytest.mark.parametrize("batch_heads", [(70000, 1), (1, 70000), (300, 300)])
+def test_many_heads(device, batch_heads):
+    """batch * heads past 65535, as window attention has."""
+    tensors = make(*[(*batch_heads, 4, 8)] * 4, device=device)
+    assert_close(run(flash_attention, *tensors), reference(*tensors))
+
+
+QUERIES = {
+    "contiguous": lambda: torch.randn(2, 3, 4, 8),
+    "transposed": lambda: torch.randn(2, 4, 3, 8).transpose(1, 2),
+    "columns": lambda: torch.randn(2, 3, 8, 4).mT,
+    "batch inside": lambda: torch.randn(4, 3, 8, 2).permute(3, 1, 0, 2),
+    "sliced": lambda: torch.randn(2, 4, 3, 16).transpose(1, 2)[..., 3:11],
+    "one row": lambda: torch.randn(2, 1, 3, 8).transpose(1, 2),
+    "one head": lambda: torch.randn(2, 4, 1, 8).transpose(1, 2),
+    "one of all": lambda: torch.randn(1, 1, 1, 8),
+    "no rows": lambda: torch.randn(2, 0, 3, 8).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("layout", QUERIES)
+def test_output_has_the_order_of_query(device, layout):
+    """What torch.empty_like gives for a dense query, so that the projection after it needs no copy."""
+    query = QUERIES[layout]().to(device)
+    output = flash_attention(query, query.contiguous(), query.contiguous())
+    expected = torch.empty_like(query)
+    sizes = [i for i in range(4) if query.shape[i] > 1]
+    assert [output.stride(i) for i in sizes] == [expected.stride(i) for i in sizes]
+
+
+@pytest.mark.parametrize("layout", ["expanded", "overlapping"])
+def test_output_is_contiguous_where_query_overlaps_itself(device, layout):
+    """There is no order to keep."""
+    base = torch.randn(4, 3, 8, device=device)
+    query = (
+        base.expand(2, 4, 3, 8).transpose(1, 2) if layout == "expanded" else base.as_strided((2, 3, 4, 8), (8, 8, 1, 1))
+    )
+    assert flash_attention(query, query.contiguous(), query.contiguous()).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_repeated_calls_give_equal_bits(device, dtype):
+    """Forward and backward are deterministic, under use_deterministic_algorithms too."""
+    tensors = make(*[(2, 3, 200, 32)] * 4, device=device, dtype=dtype)
+    first = run(flash_attention, *tensors, is_causal=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(5):
+            again = run(flash_attention, *tensors, is_causal=True)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _wrong(q, k, v):
+    """Wrong calls: arguments, exception, what its message must hold."""
+    return {
+        "query no tensor": ((1, k, v), {}, TypeError, "query is 1 .*must be a torch.Tensor"),
+        "value None": ((q, k, None), {}, TypeError, "value is None"),
+        "float64": ((q.double(), k.double(), v.double()), {}, TypeError, "query has dtype torch.float64, must"),
+        "other dtype": ((q, k.half(), v), {}, TypeError, "key has dtype torch.float16, must have query's"),
+        "sparse": ((q.to_sparse(), k, v), {}, TypeError, "query is a sparse_coo tensor"),
+        "one dimension": ((q[0, 0, 0], k, v), {}, ValueError, r"query has shape \(8,\), must have at least 2"),
+        "key head_dim": ((q, k[..., :3], v), {}, ValueError, "key has head_dim 3, must have query's, 8"),
+        "value seqlen": ((q, k, v[:, :, :3]), {}, ValueError, "value has seqlen 3, must have key's, 7"),
+        "head_dim 0": ((q[..., :0], k[..., :0], v), {}, ValueError, "query has head_dim 0"),
+        "head_dim_v 257": ((q, k, v[..., :1].expand(2, 4, 7, 257)), {}, ValueError, "value has head_dim 257"),
+        "batch": ((q, torch.cat([k, k]), v), {}, ValueError, "must have batch and head dimensions that broadcast"),
+        "heads": ((q, k[:, :2], v[:, :2]), {}, ValueError, "enable_gqa=True"),
+        "gqa heads": ((q, k[:, :3], v[:, :3]), {"enable_gqa": True}, ValueError, "divide query's"),
+        "mask": ((q, k, v), {"attn_mask": torch.ones(5, 7)}, NotImplementedError, r"attn_mask is of shape \(5, 7\)"),
+        "dropout": ((q, k, v), {"dropout_p": 0.1}, NotImplementedError, "dropout_p is 0.1"),
+        "dropout 2": ((q, k, v), {"dropout_p": 2.0}, ValueError, "dropout_p is 2.0, must be between"),
+        "dropout text": ((q, k, v), {"dropout_p": "no"}, TypeError, "dropout_p is 'no'"),
+        "scale in the place of is_causal": ((q, k, v, None, 0.0, 0.125), {}, TypeError, "is_causal is 0.125"),
+        "scale text": ((q, k, v), {"scale": "x"}, TypeError, "scale is 'x'"),
+        "scale nan": ((q, k, v), {"scale": float("nan")}, ValueError, "scale is nan, must be finite"),
+        "enable_gqa": ((q, k, v), {"enable_gqa": 1}, TypeError, "enable_gqa is 1"),
+    }
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("case", _wrong(*[torch.zeros(2, 4, 7, 8)] * 3))
+def test_wrong_input_is_named(case, requires_grad):
+    """The message names the argument, what it was and what it must be."""
+    q, k, v = torch.zeros(2, 4, 5, 8, requires_grad=requires_grad), torch.zeros(2, 4, 7, 8), torch.zeros(2, 4, 7, 6)
+    arguments, options, exception, message = _wrong(q, k, v)[case]
+    with pytest.raises(exception, match=message):
+        flash_attention(*arguments, **options)
+
+
+def test_other_devices_are_refused():
+    """No silent fallback for a device without kernels."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a device that is neither cpu nor meta")
+    q = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(ValueError, match="key is on device cuda"):
+        flash_attention(q, q.cuda(), q)
+
+
+@pytest.mark.parametrize("name", ["forward", "forward_lse"])
+def test_operators_check_their_arguments(name):
+    """A direct call of an operator with shapes that do not fit fails; it never reads out of bounds."""
+    operator = getattr(torch.ops.flash_attention, name)
+    q, k, v = torch.zeros(2, 4, 5, 8), torch.zeros(2, 4, 7, 8), torch.zeros(2, 4, 7, 6)
+    wrong = [
+        (q[0], k, v),
+        (q, k[:1], v),
+        (q, k[:, :1], v),
+        (q, k, v[:, :, :6]),
+        (q, k[..., :7], v),
+        (q, k.half(), v),
+        (q.double(), k.double(), v.double()),
+        (q, k[:, :0], v[:, :0]),
+    ]
+    for arguments in wrong:
+        with pytest.raises(RuntimeError, match=r"flash_attention\[[12]\]"):
+            operator(*arguments, 0.3, False, False)
+    with pytest.raises(RuntimeError, match="must be finite"):
+        operator(q, k, v, float("inf"), False, False)
+
+
+def test_backward_operator_checks_its_arguments():
+    """The same for backward: statistics and outputs of another call are refused by their shapes."""
+    q, k, v = torch.zeros(2, 4, 5, 8), torch.zeros(2, 4, 7, 8), torch.zeros(2, 4, 7, 6)
+    output, lse = torch.ops.flash_attention.forward_lse(q, k, v, 0.3, False, False)
+    backward = torch.ops.flash_attention.backward
+    right = [output, q, k, v, output, lse]
+    backward(*right, 0.3, False, True, True, True)
+    strided = torch.zeros(2, 4, 5, 4)[..., ::2]
+    for i, wrong in ((0, output[:1]), (0, output.half()), (4, output[:, :, :4]), (5, lse[..., :1]), (5, strided)):
+        with pytest.raises(RuntimeError, match=r"flash_attention\[[12]\]"):
+            backward(*right[:i], wrong, *right[i + 1 :], 0.3, False, True, True, True)
+
+
+def test_out_of_memory_is_pytorchs_exception():
+    """An output that no machine holds: torch.OutOfMemoryError, and the next call works."""
+    q = torch.zeros(1, 1, 1, 256).expand(1, 2**10, 2**40, 256)
+    k = torch.zeros(1, 2**10, 1, 256)
+    with pytest.raises(torch.OutOfMemoryError):
+        flash_attention(q, k, k)
+    assert flash_attention(k, k, k).shape == k.shape
