@@ -197,15 +197,22 @@ static size_t scratch_bytes(const fa_problem *problem, const instruction_set *is
   return problem->op == FA_FORWARD ? forward_scratch(problem, isa, c) : backward_scratch(problem, isa, c);
 }
 
+/* Does backward begin with a phase that computes delta from all keys? See templates/cpu/backward.c. */
+static bool has_exact_delta(const fa_problem *problem) {
+  return problem->op == FA_BACKWARD && problem->dtype != FA_FP32 && problem->head_dim != problem->head_dim_v;
+}
+
 static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel) {
+  static const char *const forward[] = {"forward"}, *const backward[] = {"backward_delta", "backward", "backward_sum"};
   (void)config;
   snprintf(kernel->compile_options, sizeof kernel->compile_options, "%s",
            find_instruction_set(problem->target)->options);
-  kernel->num_phases = problem->op == FA_FORWARD ? 1 : 2;
-  for (int i = 0; i < kernel->num_phases; i++)
+  const char *const *entries = problem->op == FA_FORWARD ? forward : has_exact_delta(problem) ? backward : backward + 1;
+  kernel->num_phases = problem->op == FA_FORWARD ? 1 : has_exact_delta(problem) ? 3 : 2;
+  for (int i = 0; i < kernel->num_phases; i++) {
     kernel->phase[i].block_size = 1;
-  snprintf(kernel->phase[0].entry, FA_ENTRY_LENGTH, "%s", problem->op == FA_FORWARD ? "forward" : "backward");
-  snprintf(kernel->phase[1].entry, FA_ENTRY_LENGTH, "%s", problem->op == FA_FORWARD ? "" : "backward_sum");
+    snprintf(kernel->phase[i].entry, FA_ENTRY_LENGTH, "%s", entries[i]);
+  }
 }
 
 static int constants(const fa_problem *problem, const fa_config *config, fa_constants *constants) {
@@ -222,6 +229,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "gradient_rows_qk", tile_rows(isa, vectors_qk)) |
          fa_constants_offer_int(constants, "gradient_rows_v", tile_rows(isa, vectors_v)) |
          fa_constants_offer_int(constants, "score_chunk", problem->dtype == FA_BF16 ? 0 : 32) |
+         fa_constants_offer_int(constants, "exact_delta", has_exact_delta(problem)) |
          fa_constants_offer_int(constants, "scratch_bytes", (long long)scratch_bytes(problem, isa, c));
 }
 
@@ -247,12 +255,15 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
     return;
   }
   plan->num_splits = count_splits(shape);
-  plan->num_phases = 2;
-  plan->grid[0] = shape->batch * shape->heads_kv * plan->num_splits;
-  if (plan->num_splits > 1) {
-    plan->grid[1] = shape->batch * shape->heads_q * query_blocks;
-    plan->workspace_bytes = sizeof(float) * (size_t)(plan->num_splits * plan->grid[1] * c.block_m * problem->head_dim);
+  int64_t tasks = shape->batch * shape->heads_q * query_blocks, block_floats = (int64_t)c.block_m * problem->head_dim;
+  int64_t workspace_blocks = plan->num_splits > 1 ? plan->num_splits * tasks : 0;
+  if (has_exact_delta(problem)) {
+    plan->grid[plan->num_phases++] = tasks;
+    workspace_blocks += (shape->batch * shape->heads_q * shape->seqlen_q + block_floats - 1) / block_floats;
   }
+  plan->grid[plan->num_phases++] = shape->batch * shape->heads_kv * plan->num_splits;
+  plan->grid[plan->num_phases++] = plan->num_splits > 1 ? tasks : 0;
+  plan->workspace_bytes = sizeof(float) * (size_t)(workspace_blocks * block_floats);
   /* The sums of dK and dV for the keys of one split, and what the last panel of rows reaches beyond (16 rows are
    * enough). */
   int64_t blocks = (shape->seqlen_k + c.block_n - 1) / c.block_n;

@@ -118,6 +118,28 @@ struct work {
 
 static inline long round_up_to(long x, long multiple) { return (x + multiple - 1) / multiple * multiple; }
 
+static inline long long query_blocks(const struct fa_params *params) { return (params->seqlen_q + BLOCK_M - 1) / BLOCK_M; }
+
+/* Where split `split` keeps its part of dQ for one block of queries. */
+static inline float *partial_d_query(const struct fa_params *params, long long split, long long batch, long long head, long long block)
+{
+  long long index = ((split * params->batch + batch) * params->heads_q + head) * query_blocks(params) + block;
+//% if exact_delta
+  index += (params->batch * params->heads_q * params->seqlen_q + BLOCK_M * HEAD_DIM - 1) / (BLOCK_M * HEAD_DIM);
+//% end
+  return (float *)params->workspace + index * (BLOCK_M * HEAD_DIM);
+}
+
+//% if exact_delta
+/* The deltas that the first phase leaves at the head of the workspace. */
+static inline float *row_deltas(const struct fa_params *params, long long batch, long long head, long long row)
+{
+  return (float *)params->workspace + (batch * params->heads_q + head) * params->seqlen_q + row;
+}
+
+//% end
+
+//% if !exact_delta
 /*
  * delta = rowsum(dO * O), term by term as multiply_values adds V * dO: where one key has all the weight, O is
  * its V and d_weights - delta is exactly 0.
@@ -138,33 +160,47 @@ static void sum_products(float *delta, const float *d_outputs_t, const float *ou
   }
 }
 
+//% end
+/* Everything that a block of queries brings along. */
 static void load_queries(struct work *w, long long first, long rows)
 {
   struct scratch *s = w->s;
-  const struct fa_tensor *query = &w->params->query, *d_output = &w->params->grad_output, *output = &w->params->output;
+  const struct fa_tensor *query = &w->params->query, *d_output = &w->params->grad_output;
   const element *q = at(query, w->batch, w->head, first), *d_o = at(d_output, w->batch, w->head, first);
+//% if exact_delta
+  const float *delta = row_deltas(w->params, w->batch, w->head, first);
+//% else
+  const struct fa_tensor *output = &w->params->output;
   const element *o = at(output, w->batch, w->head, first);
+//% end
   const float *lse = w->params->lse + ((w->batch * w->params->heads_q + w->head) * w->params->seqlen_q + first) * 2;
   /* Rows beyond the last query get weight 0 by a row_scale of 0. */
   for (int i = 0; i < BLOCK_M; i++) {
     s->row_max[i] = i < rows ? lse[2 * i] : 0.0f;
     s->row_scale[i] = i < rows ? 1.0f / lse[2 * i + 1] : 0.0f;
   }
-  for (int tile = 0; tile < TILES; tile++) {
+  for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++) {
     long first_row = tile * TILE_M;
     pack_transposed(s->queries_t[tile], q + first_row * query->stride_row, query->stride_row, query->stride_col, HEAD_DIM,
                     rows - first_row);
     normalise_queries(s->queries_t[tile], w->params->softmax_scale, s->factor + first_row);
     pack_transposed(s->d_outputs_t[tile], d_o + first_row * d_output->stride_row, d_output->stride_row,
                     d_output->stride_col, HEAD_DIM_V, rows - first_row);
-    pack_transposed(s->outputs_t, o + first_row * output->stride_row, output->stride_row, output->stride_col, HEAD_DIM_V,
-                    rows - first_row);
 //% if dot
     fold_exact_pairs(s->queries_t[tile], HEAD_DIM);
     fold_exact_pairs(s->d_outputs_t[tile], HEAD_DIM_V);
-    fold_exact_pairs(s->outputs_t, HEAD_DIM_V);
 //% end
+//% if exact_delta
+    for (int i = first_row; i < first_row + TILE_M; i++)
+      s->delta[i] = i < rows ? delta[i] : 0.0f;
+//% else
+    pack_transposed(s->outputs_t, o + first_row * output->stride_row, output->stride_row, output->stride_col, HEAD_DIM_V,
+                    rows - first_row);
+//%   if dot
+    fold_exact_pairs(s->outputs_t, HEAD_DIM_V);
+//%   end
     sum_products(s->delta + first_row, s->d_outputs_t[tile], s->outputs_t);
+//% end
     for (int i = 0; i < HEAD_DIM * TILE_M; i += LANES)
       store(s->d_queries_t[tile] + i, (vec){0});
   }
@@ -229,28 +265,37 @@ static __attribute__((noinline)) void softmax_tile(float *scores, float *d_score
 //% end
 }
 
-/* One tile of queries against one block of keys: weights, d_scores, and their part of all three gradients. */
-static void attend(struct work *w, int tile, long long first_query, long long first_key, long keys)
+/* Weights and d_scores of one tile of queries and one block of keys; returns how many of the keys the tile sees. */
+static long weigh(struct work *w, int tile, long long first_query, long long first_key, long keys)
 {
   struct scratch *s = w->s;
-  float *scores = s->scores, *d_scores = s->d_scores;
   long tile_keys = keys, first_masked = keys;
 //% if causal
   long diagonal = first_query + tile * TILE_M - first_key;
   tile_keys = diagonal + TILE_M < keys ? diagonal + TILE_M : keys;
   if (tile_keys <= 0)
-    return;
+    return 0;
   first_masked = diagonal + 1 < 0 ? 0 : diagonal + 1 < tile_keys ? diagonal + 1 : tile_keys;
 //% else
   long diagonal = 0;
-  (void)first_query;
+  (void)first_query, (void)first_key;
 //% end
   long panels = round_up_to(tile_keys, ${key_rows});
-  multiply_keys_${head_dim}_${tile_vectors}v(s->keys, s->queries_t[tile], scores, panels, ${ceil_div(head_dim, pair)});
-  multiply_values_${head_dim_v}_${tile_vectors}v(s->values, s->d_outputs_t[tile], d_scores, panels, ${ceil_div(head_dim_v, pair)});
-  softmax_tile(scores, d_scores, tile_keys, first_masked, diagonal, s->factor + tile * TILE_M,
+  multiply_keys_${head_dim}_${tile_vectors}v(s->keys, s->queries_t[tile], s->scores, panels, ${ceil_div(head_dim, pair)});
+  multiply_values_${head_dim_v}_${tile_vectors}v(s->values, s->d_outputs_t[tile], s->d_scores, panels, ${ceil_div(head_dim_v, pair)});
+  softmax_tile(s->scores, s->d_scores, tile_keys, first_masked, diagonal, s->factor + tile * TILE_M,
                s->row_max + tile * TILE_M, s->row_scale + tile * TILE_M, s->delta + tile * TILE_M);
+  return tile_keys;
+}
 
+/* One tile of queries against one block of keys: its part of all three gradients. */
+static void attend(struct work *w, int tile, long long first_query, long long first_key, long keys)
+{
+  struct scratch *s = w->s;
+  float *scores = s->scores, *d_scores = s->d_scores;
+  long tile_keys = weigh(w, tile, first_query, first_key, keys);
+  if (tile_keys == 0)
+    return;
   if (w->want_d_query) {
 //% if dot
     fold_rounded_pairs(s->d_score_pairs, d_scores, tile_keys);
@@ -292,15 +337,6 @@ static void attend(struct work *w, int tile, long long first_query, long long fi
     add_gradient_${head_dim}_${group_vectors}v(d_scores, queries + ${column}, d_keys + ${column}, rows_qk, ${tile_m / pair});
 //% end
   }
-}
-
-static inline long long query_blocks(const struct fa_params *params) { return (params->seqlen_q + BLOCK_M - 1) / BLOCK_M; }
-
-/* Where split `split` keeps its part of dQ for one block of queries. */
-static inline float *partial_d_query(const struct fa_params *params, long long split, long long batch, long long head, long long block)
-{
-  long long index = ((split * params->batch + batch) * params->heads_q + head) * query_blocks(params) + block;
-  return (float *)params->workspace + index * (BLOCK_M * HEAD_DIM);
 }
 
 /* dQ^T of one block to the caller's tensor. */
@@ -388,7 +424,50 @@ void backward(const struct fa_params *params, long long task, void *scratch)
     store_gradient(&params->grad_value, &w, w.d_values, ${ld_v}, HEAD_DIM_V, 1.0f);
 }
 
-/* Second phase, one task per block of queries: the splits' parts of dQ, added in order. */
+//% if exact_delta
+/*
+ * First phase, one task per block of queries: delta = sum over keys of weights * d_weights. It equals
+ * rowsum(dO * O), which is what the other kernels take; but O has been rounded to 16 bits, and PyTorch, whose fused
+ * kernel does not take a head_dim of its own for V, does not lose that much.
+ */
+void backward_delta(const struct fa_params *params, long long task, void *scratch)
+{
+  struct scratch *s = scratch;
+  long long per_head = query_blocks(params), block = task % per_head, head = task / per_head % params->heads_q;
+  struct work w = {
+      .params = params,
+      .s = s,
+      .batch = task / per_head / params->heads_q,
+      .kv_head = head / (params->heads_q / params->heads_kv),
+      .head = head,
+  };
+  long long first_query = block * BLOCK_M, end_key = params->seqlen_k;
+  long rows = params->seqlen_q - first_query < BLOCK_M ? params->seqlen_q - first_query : BLOCK_M;
+//%   if causal
+  end_key = first_query + rows < end_key ? first_query + rows : end_key;
+//%   end
+  float *deltas = row_deltas(params, w.batch, head, first_query);
+  for (long i = 0; i < rows; i++)
+    deltas[i] = 0.0f;
+  load_queries(&w, first_query, rows);
+  for (long long first_key = 0; first_key < end_key; first_key += BLOCK_N) {
+    long keys = end_key - first_key < BLOCK_N ? end_key - first_key : BLOCK_N;
+    load_keys(&w, first_key, keys);
+    for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++) {
+      long tile_keys = weigh(&w, tile, first_query, first_key, keys);
+      for (long i = 0; i < TILE_M && tile * TILE_M + i < rows; i += LANES) {
+        vec sum = {0};
+        for (long key = 0; key < tile_keys; key++)
+          sum += load(s->d_scores + key * TILE_M + i);
+        for (long lane = 0; lane < LANES && tile * TILE_M + i + lane < rows; lane++)
+          deltas[tile * TILE_M + i + lane] += sum[lane];
+      }
+    }
+  }
+}
+
+//% end
+/* Last phase, one task per block of queries: the splits' parts of dQ, added in order. */
 void backward_sum(const struct fa_params *params, long long task, void *scratch)
 {
   struct scratch *s = scratch;
