@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--text", help="text file to learn (default: the source of Python's standard library)")
     parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=2.8, help="stop training after this (default: %(default)s)")
+    parser.add_argument("--sample", type=int, default=400, help="characters to write at the end (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of demo.png (default: results)")
     arguments = parser.parse_args()
 
@@ -182,7 +183,7 @@ def main() -> None:
     trouble = disagreement(ours.losses, theirs.losses)
 
     print("\nWhat it writes now:\n" + "-" * 80)
-    print(sample(ours.trainer.model, text, device))
+    print(sample(ours.trainer.model, text, device, arguments.sample))
     print("-" * 80)
     arguments.output.mkdir(parents=True, exist_ok=True)
     picture = arguments.output / "demo.png"

@@ -178,16 +178,17 @@ class Trainer:
 def sample(model: nn.Module, text: Text, device: torch.device, length: int = 400, temperature: float = 0.7) -> str:
     """Let the model write on from a line of its own text.
 
-    The window always has CONTEXT characters, filled up at its end: what comes later is not seen (causal), and one
-    shape serves every step.
+    The window always has the same number of characters, filled up at its end: what comes later is not seen (causal),
+    and one shape serves every step.
     """
+    window_size = CONTEXT // 4
     generator = torch.Generator().manual_seed(0)
     start = len(text.decode(text.validation[:2000]).rpartition("\n")[0]) + 1
-    written = text.validation[max(0, start - CONTEXT // 4) : start].tolist()
+    written = text.validation[max(0, start - window_size // 2) : start].tolist()
     prompt = len(written)
     for _ in range(length):
-        seen = written[-CONTEXT:]
-        window = torch.tensor([seen + [0] * (CONTEXT - len(seen))], device=device)
+        seen = written[-window_size:]
+        window = torch.tensor([seen + [0] * (window_size - len(seen))], device=device)
         logits = model(window)[0, len(seen) - 1].float().cpu()
         written.append(int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator)))
     return text.decode(torch.tensor(written[prompt:]))
