@@ -245,7 +245,7 @@ static __attribute__((noinline)) void softmax_tile(float *scores, float *d_score
   for (long key = 0; key < keys; key++) {
 //% for v in 0 .. tile_vectors
     float *x_${v} = scores + key * TILE_M + ${v} * LANES, *dx_${v} = d_scores + key * TILE_M + ${v} * LANES;
-    vec p_${v} = exp2_nonpositive((load(x_${v}) - max_${v}) * factor_${v}) * scale_${v};
+    vec p_${v} = exp2_units((load(x_${v}) - max_${v}) * factor_${v}) * scale_${v};
     vec ds_${v} = p_${v} * (load(dx_${v}) - delta_${v});
     store(x_${v}, p_${v});
     store(dx_${v}, ds_${v});

@@ -146,7 +146,8 @@ static void unpack_transposed(element *out, long long stride_row, long long stri
 //%   for i in 0 .. lanes
       x[${i}] = column + ${i} < dim ? load(from + ${i} * TILE_M) : (vec){0};
       vec quotient_${i} = x[${i}] * inverse;
-      x[${i}] = (x[${i}] - quotient_${i} * whole) * inverse + quotient_${i};
+      vec rest_${i} = (x[${i}] - quotient_${i} * whole) * inverse; /* NaN beside an infinite quotient */
+      x[${i}] = quotient_${i} + blend(rest_${i} - rest_${i} == 0, rest_${i}, (vec){0});
 //%   end
 //% else
       vec scale = load(factor + lanes);

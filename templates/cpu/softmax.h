@@ -3,7 +3,7 @@
  * are plain vector operations (FlashAttention-2, arXiv:2307.08691, algorithm 1).
  *
  * On entry row_max and row_sum describe the keys seen so far; on return also these, the scores have become
- * exp2((score - row_max) * factor), and rescale is what the sums of before must be multiplied by.
+ * exp2((score - row_max) * factor) * UNIT, and rescale is what the sums of before must be multiplied by.
  * Keys from first_masked on may be hidden: key j is seen by query i where i + diagonal >= j.
  *
  * A score of -inf comes only from an infinity in the input. It would get weight 0 and vanish; it makes the
@@ -46,7 +46,7 @@ static __attribute__((noinline)) void softmax_tile(float *scores, long keys, lon
   vec old_max_${v} = load(row_max + ${v} * LANES);
   vec max_${v} = larger(high_${v}, old_max_${v});
   max_${v} = blend(low_${v} == splat(-__builtin_inff()), not_a_number, max_${v});
-  rescale[${v}] = exp2_nonpositive((old_max_${v} - max_${v}) * factor_${v});
+  rescale[${v}] = exp2_units((old_max_${v} - max_${v}) * factor_${v}) * (1.0f / UNIT);
   store(row_max + ${v} * LANES, max_${v});
 //% end
   /* Sums of ${sum_keys} keys at a time: one long chain of additions would cost more accuracy than all the rest. */
@@ -58,7 +58,7 @@ static __attribute__((noinline)) void softmax_tile(float *scores, long keys, lon
     for (; key < end; key++) {
 //% for v in 0 .. vectors
     float *x_${v} = scores + key * TILE_M + ${v} * LANES;
-    vec p_${v} = exp2_nonpositive((load(x_${v}) - max_${v}) * factor_${v});
+    vec p_${v} = exp2_units((load(x_${v}) - max_${v}) * factor_${v});
     part_${v} += p_${v};
     store(x_${v}, p_${v});
 //% end
@@ -71,7 +71,7 @@ static __attribute__((noinline)) void softmax_tile(float *scores, long keys, lon
   for (long key = first_masked; key < keys; key++) {
 //%   for v in 0 .. vectors
     float *x_${v} = scores + key * TILE_M + ${v} * LANES;
-    vec p_${v} = exp2_nonpositive((load(x_${v}) - max_${v}) * factor_${v});
+    vec p_${v} = exp2_units((load(x_${v}) - max_${v}) * factor_${v});
     p_${v} = blend(visible(key, diagonal, ${v} * LANES), p_${v}, (vec){0});
     sum_${v} += p_${v};
     store(x_${v}, p_${v});

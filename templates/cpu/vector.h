@@ -53,34 +53,39 @@ static inline vec smaller(vec x, vec bound)
 //% end
 
 /*
- * 2^x for x <= 0; exactly 1 at 0, exactly 0 below -127, NaN for NaN. Polynomials: minimax for the relative
+ * 2^x * UNIT for x <= 0; exactly UNIT at 0, exactly 0 below -150, NaN for NaN. Polynomials: minimax for the relative
  * error of 2^f with p(0) = 1; degree 6 is good to 2e-9 (fp32), degree 4 to 3e-6 (enough for 16-bit results).
  */
-static inline vec exp2_nonpositive(vec x)
+//% if op == "forward"
+static const float UNIT = 0x1p-20f; /* the sum of a million values, each as large as a float can be, stays finite */
+//% else
+static const float UNIT = 1.0f;
+//% end
+static inline vec exp2_units(vec x)
 {
 //% if lanes == 16 && dtype == "fp32"
   /* n = round(x), f = x - n in [-1/2, 1/2]; near 0, where most weights come from, almost nothing is rounded. */
   vec n, f, y;
   asm("vrndscaleps $0, %1, %0" : "=v"(n) : "v"(x));
   f = x - n;
-  y = splat(1.5353361959569156e-4f);
-  y = y * f + 1.3398875016719103e-3f;
-  y = y * f + 9.61843691766262e-3f;
-  y = y * f + 5.5503323674201965e-2f;
-  y = y * f + 0.24022647738456726f;
-  y = y * f + 0.6931471824645996f;
-  y = y * f + 1.0f;
+  y = splat(1.5353361959569156e-4f * UNIT);
+  y = y * f + 1.3398875016719103e-3f * UNIT;
+  y = y * f + 9.61843691766262e-3f * UNIT;
+  y = y * f + 5.5503323674201965e-2f * UNIT;
+  y = y * f + 0.24022647738456726f * UNIT;
+  y = y * f + 0.6931471824645996f * UNIT;
+  y = y * f + 1.0f * UNIT;
   asm("vscalefps %1, %2, %0" : "=v"(y) : "v"(n), "v"(y));
   return y;
 //% elif lanes == 16
   /* f = x - floor(x) is in [0, 1) and vscalefps multiplies by 2^floor(x): one instruction less. */
   vec f, y;
   asm("vreduceps $1, %1, %0" : "=v"(f) : "v"(x));
-  y = splat(1.3426687568426132e-2f);
-  y = y * f + 5.22424690425396e-2f;
-  y = y * f + 0.2412802129983902f;
-  y = y * f + 0.6930448412895203f;
-  y = y * f + 1.0f;
+  y = splat(1.3426687568426132e-2f * UNIT);
+  y = y * f + 5.22424690425396e-2f * UNIT;
+  y = y * f + 0.2412802129983902f * UNIT;
+  y = y * f + 0.6930448412895203f * UNIT;
+  y = y * f + 1.0f * UNIT;
   asm("vscalefps %1, %2, %0" : "=v"(y) : "v"(x), "v"(y));
   return y;
 //% else
@@ -90,19 +95,19 @@ static inline vec exp2_nonpositive(vec x)
   vec f = x - (shifted - 12582912.0f);
   vec power = (vec)(((ivec)shifted + 127) << 23);
 //%   if dtype == "fp32"
-  vec y = splat(1.5353361959569156e-4f);
-  y = y * f + 1.3398875016719103e-3f;
-  y = y * f + 9.61843691766262e-3f;
-  y = y * f + 5.5503323674201965e-2f;
-  y = y * f + 0.24022647738456726f;
-  y = y * f + 0.6931471824645996f;
+  vec y = splat(1.5353361959569156e-4f * UNIT);
+  y = y * f + 1.3398875016719103e-3f * UNIT;
+  y = y * f + 9.61843691766262e-3f * UNIT;
+  y = y * f + 5.5503323674201965e-2f * UNIT;
+  y = y * f + 0.24022647738456726f * UNIT;
+  y = y * f + 0.6931471824645996f * UNIT;
 //%   else
-  vec y = splat(9.582852944731712e-3f);
-  y = y * f + 5.5906426161527634e-2f;
-  y = y * f + 0.24024099111557007f;
-  y = y * f + 0.6931241750717163f;
+  vec y = splat(9.582852944731712e-3f * UNIT);
+  y = y * f + 5.5906426161527634e-2f * UNIT;
+  y = y * f + 0.24024099111557007f * UNIT;
+  y = y * f + 0.6931241750717163f * UNIT;
 //%   end
-  y = y * f + 1.0f;
+  y = y * f + 1.0f * UNIT;
   return y * power;
 //% end
 }
