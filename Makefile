@@ -58,10 +58,12 @@ test: $(PACKAGE_LIBRARY) $(TEST_READY) ## everything that CI checks: linters, C 
 	$(MAKE) --no-print-directory check-neon
 	$(MAKE) --no-print-directory check-python
 
+TIDY_FLAGS := -std=gnu11 -I. -DFA_VERSION=\"0\" -DFA_SOURCE_DIGEST=\"0\" -DFA_TEMPLATE_DIR=\"templates\"
 lint: $(TEST_READY) ## clang-format, clang-tidy, ruff and mypy
 	$(TOOLS)clang-format --dry-run -Werror $(C_FILES)
-	printf '%s\n' $(filter %.c, $(C_FILES)) | xargs -P 2 -n 3 sh -c \
-	  '"$(TOOLS)clang-tidy" --quiet "$$@" -- -std=gnu11 -I. -DFA_VERSION=\"0\" -DFA_SOURCE_DIGEST=\"0\" -DFA_TEMPLATE_DIR=\"templates\"' lint
+	@echo "$(TOOLS)clang-tidy of $(words $(filter %.c, $(C_FILES))) files"
+	@printf '%s\n' $(filter %.c, $(C_FILES)) | xargs -P 2 -n 1 sh -c \
+	  'found=$$("$(TOOLS)clang-tidy" --quiet "$$1" -- $(TIDY_FLAGS) 2>&1) || { echo "$$found"; exit 1; }' lint
 	$(TOOLS)ruff check .
 	$(TOOLS)ruff format --check .
 	$(TOOLS)mypy
