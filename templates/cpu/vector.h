@@ -64,10 +64,10 @@ static const float UNIT = 1.0f;
 static inline vec exp2_units(vec x)
 {
 //% if lanes == 16 && dtype == "fp32"
-  /* n = round(x), f = x - n in [-1/2, 1/2]; near 0, where most weights come from, almost nothing is rounded. */
-  vec n, f, y;
-  asm("vrndscaleps $0, %1, %0" : "=v"(n) : "v"(x));
-  f = x - n;
+  /* f = x - round(x) in [-1/2, 1/2]; near 0, where most weights come from, almost nothing is rounded. */
+  vec f, y;
+  asm("vreduceps $0, %1, %0" : "=v"(f) : "v"(x));
+  vec n = x - f;
   y = splat(1.5353361959569156e-4f * UNIT);
   y = y * f + 1.3398875016719103e-3f * UNIT;
   y = y * f + 9.61843691766262e-3f * UNIT;
