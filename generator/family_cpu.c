@@ -208,8 +208,9 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
   snprintf(kernel->compile_options, sizeof kernel->compile_options, "%s",
            find_instruction_set(problem->target)->options);
   const char *const *entries = problem->op == FA_FORWARD ? forward : has_exact_delta(problem) ? backward : backward + 1;
-  kernel->num_phases = problem->op == FA_FORWARD ? 1 : has_exact_delta(problem) ? 3 : 2;
-  for (int i = 0; i < kernel->num_phases; i++) {
+  const int num_phases = problem->op == FA_FORWARD ? 1 : has_exact_delta(problem) ? 3 : 2;
+  kernel->num_phases = num_phases;
+  for (int i = 0; i < num_phases; i++) {
     kernel->phase[i].block_size = 1;
     snprintf(kernel->phase[i].entry, FA_ENTRY_LENGTH, "%s", entries[i]);
   }
