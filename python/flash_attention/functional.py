@@ -13,10 +13,11 @@ from flash_attention.shapes import fold
 
 # The fast path below is most of what a small call costs, so it looks nothing up twice.
 _forward = operators.forward._op
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
+_DEFAULT_SCALE = [0.0] + [head_dim**-0.5 for head_dim in range(1, checks.MAX_HEAD_DIM + 1)]
 
 
 def flash_attention(
@@ -70,17 +71,18 @@ def flash_attention(
     if _is_compiling():
         return _attend_any(query, key, value, is_causal, scale, enable_gqa, operators.attend)
     try:
-        # Nothing is checked here: the operators refuse what is wrong and what first has to be folded.
-        if query.dim() == 4:
-            softmax_scale = query.size(-1) ** -0.5 if scale is None else scale
-            if not (_are_transforms_active() or _forward_ad._current_level >= 0):
-                if not (_is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)):
-                    return _forward(query, key, value, softmax_scale, is_causal, enable_gqa)
-                if not _is_any_autocast_enabled():
+        # Nothing is checked here: the operators refuse what is wrong and what first has to be folded, and
+        # eager_attention refuses tangents of forward-mode AD.
+        shape = query.shape
+        if len(shape) == 4:
+            softmax_scale = _DEFAULT_SCALE[shape[3]] if scale is None else scale
+            if _is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+                if not _is_any_autocast_enabled() and not _are_transforms_active():
                     return eager_attention(query, key, value, (softmax_scale, is_causal, enable_gqa))
-            return _attend(query, key, value, softmax_scale, is_causal, enable_gqa)
+            elif _forward_ad._current_level < 0:
+                return _forward(query, key, value, softmax_scale, is_causal, enable_gqa)
         refusal = None
-    except (ArithmeticError, AttributeError, RuntimeError, TypeError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         refusal = error
     try:
         return _attend_any(query, key, value, is_causal, scale, enable_gqa, _attend, refusal)
