@@ -1,8 +1,8 @@
-"""Puts measured numbers into README.md: the tables between its markers, and the picture in docs/.
+"""Puts measured numbers into README.md: tables and pictures, between its markers.
 
     make bench && make bench ARGS=--startup && python bench/update_readme.py [results]
 
-Reads bench.csv, smallest.csv and startup.csv of the folder; a file that is not there leaves its part as it is.
+Reads bench.csv, smallest.csv, startup.csv, bench.png and demo.png of the folder; what is not there leaves its part as it is.
 """
 
 from __future__ import annotations
@@ -74,22 +74,32 @@ def put(text: str, name: str, content: str) -> str:
     return text
 
 
+def take_picture(folder: Path, name: str, what: str) -> str:
+    """Copy a picture into docs/images; the Markdown that shows it, "" where there is none."""
+    if not (folder / name).exists():
+        return ""
+    images = ROOT / "docs" / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / name, images / name)
+    print(f"docs/images/{name}")
+    return f"![{what}](docs/images/{name})"
+
+
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    parts = {"bench": grid_table, "smallest": smallest_table, "startup": startup_table}
-    for name, table in parts.items():
+    pictures = {"bench": take_picture(folder, "bench.png", "Speed over sequence length")}
+    tables = {"bench": grid_table, "smallest": smallest_table, "startup": startup_table}
+    for name, table in tables.items():
         path = folder / f"{name}.csv"
         if path.exists():
-            text = put(text, name, table(read(path)))
+            text = put(text, name, "\n\n".join(filter(None, (table(read(path)), pictures.get(name)))))
             print(f"README.md: {name} from {path}")
+    demo = take_picture(folder, "demo.png", "Loss curves and training speed of the demo")
+    if demo:
+        text = put(text, "demo", demo)
     readme.write_text(text, encoding="utf-8")
-    for name in ("bench.png", "demo.png"):
-        if (folder / name).exists():
-            (ROOT / "docs" / "images").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, ROOT / "docs" / "images" / name)
-            print(f"docs/images/{name}")
 
 
 if __name__ == "__main__":
