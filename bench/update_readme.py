@@ -2,7 +2,8 @@
 
     make bench && make bench ARGS=--startup && python bench/update_readme.py [results]
 
-Reads bench.csv, smallest.csv, startup.csv, bench.png and demo.png of the folder; what is not there leaves its part as it is.
+Reads bench.csv, smallest.csv, startup.csv, bench.png and demo.png of the folder; what is not there leaves its part
+as it is.
 """
 
 from __future__ import annotations

@@ -34,7 +34,14 @@ PROBLEM = ("--op", "forward", "--dtype", "fp32", "--head-dim", "40")
 
 def test_info_names_versions_compiler_cache_and_every_variable(tmp_path: Path) -> None:
     text = output("info", cache=tmp_path / "cache", FLASH_ATTENTION_AUTOTUNE="0")
-    for needed in ("Python: ", "PyTorch: ", "compiler: ", "cpu target: cpu:", f"cache: {tmp_path / 'cache'}"):
+    for needed in (
+        "Python: ",
+        "PyTorch: ",
+        "NVRTC: ",
+        "compiler: ",
+        "cpu target: cpu:",
+        f"cache: {tmp_path / 'cache'}",
+    ):
         assert needed in text
     assert "FLASH_ATTENTION_AUTOTUNE=0" in text
     for name in ("FLASH_ATTENTION_CACHE_SIZE", "FLASH_ATTENTION_CPU_ISA", "FLASH_ATTENTION_VERBOSE", "CC"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ctypes.util
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from flash_attention import _native
 
@@ -18,6 +20,7 @@ ENVIRONMENT = {
     "FLASH_ATTENTION_AUTOTUNE": "0: take the best guess; 1 (if not set): time a handful of configs; max: time all",
     "FLASH_ATTENTION_VERBOSE": "1: say on standard error what is compiled and tuned",
     "CC": "C compiler with its arguments; cc, gcc or clang if not set",
+    "CUDA_HOME": "where NVRTC is looked for if PyTorch brings none",
     "XDG_CACHE_HOME": "the cache is in flash_attention below it; ~/.cache if not set",
 }
 
@@ -48,6 +51,20 @@ def native_problem(arguments: argparse.Namespace) -> _native.Problem:
     )
 
 
+def find_nvrtc() -> str | None:
+    """NVRTC as PyTorch's packages bring it, else below CUDA_HOME, else where the system's loader finds it."""
+    packages = [Path(folder) / "nvidia" for folder in sys.path if folder]
+    toolkit = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+    for folder, pattern in [
+        *((one, "*/lib/libnvrtc.so.*") for one in packages),
+        *((one, "lib*/libnvrtc.so.*") for one in toolkit),
+    ]:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return str(found[0])
+    return ctypes.util.find_library("nvrtc")
+
+
 def run_info(arguments: argparse.Namespace) -> None:
     """Versions, devices, compilers, the cache, and every environment variable with its value."""
     import torch
@@ -61,6 +78,7 @@ def run_info(arguments: argparse.Namespace) -> None:
     if not torch.cuda.device_count():
         print("GPU: none that PyTorch can use")
     print(_native.info().rstrip())
+    print(f"NVRTC: {find_nvrtc() or 'not found'} (for CUDA kernels, which are not there yet)")
     print("Environment:")
     for name, meaning in ENVIRONMENT.items():
         print(f"  {name}={os.environ[name]}" if name in os.environ else f"  {name} is not set ({meaning})")
