@@ -53,13 +53,11 @@ def native_problem(arguments: argparse.Namespace) -> _native.Problem:
 
 def find_nvrtc() -> str | None:
     """NVRTC as PyTorch's packages bring it, else below CUDA_HOME, else where the system's loader finds it."""
-    packages = [Path(folder) / "nvidia" for folder in sys.path if folder]
-    toolkit = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
-    for folder, pattern in [
-        *((one, "*/lib/libnvrtc.so.*") for one in packages),
-        *((one, "lib*/libnvrtc.so.*") for one in toolkit),
-    ]:
-        found = sorted(folder.glob(pattern))
+    places = [(folder, "nvidia/*/lib/libnvrtc.so.*") for folder in sys.path if folder]
+    if os.environ.get("CUDA_HOME"):
+        places.append((os.environ["CUDA_HOME"], "lib*/libnvrtc.so.*"))
+    for folder, pattern in places:
+        found = sorted(Path(folder).glob(pattern))
         if found:
             return str(found[0])
     return ctypes.util.find_library("nvrtc")
