@@ -80,9 +80,8 @@ bench: $(PACKAGE_LIBRARY) $(DEMO_READY) ## measure against PyTorch on this machi
 	$(RUN) -m flash_attention bench --output $(RESULTS) $(ARGS)
 
 OLDEST := .venv-oldest
-OLDEST_TESTS := tests/test_guide.py tests/test_torch.py tests/test_module.py
-check-oldest: $(PACKAGE_LIBRARY) $(OLDEST)/.ready ## the guide, PyTorch's rules and the module on the oldest PyTorch that is supported
-	PYTHONPATH="$(CURDIR)/python" $(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
+check-oldest: $(PACKAGE_LIBRARY) $(OLDEST)/.ready ## the tests marked `oldest` on the oldest PyTorch that is supported
+	PYTHONPATH="$(CURDIR)/python" $(OLDEST)/bin/python -m pytest -m oldest $(ARGS)
 
 check-c: $(TESTS:%=$(BUILD)/tests/%.passed) ## the C tests
 	@echo "$(words $(TESTS)) C test programs passed ($(BUILD))"
