@@ -183,12 +183,13 @@ static size_t forward_scratch(const fa_problem *problem, const instruction_set *
   return (floats * sizeof(float) + 63) / 64 * 64;
 }
 
+/* The last panel of rows may reach up to 16 beyond block_n. */
 static size_t backward_scratch(const fa_problem *problem, const instruction_set *isa, cpu_config c) {
   size_t ld_qk = (size_t)round_up(problem->head_dim, isa->lanes),
          ld_v = (size_t)round_up(problem->head_dim_v, isa->lanes);
   size_t block_m = (size_t)c.block_m, block_n = (size_t)c.block_n, tile_m = (size_t)c.tile_vectors * (size_t)isa->lanes;
   size_t floats = block_m * ((size_t)(2 * problem->head_dim + problem->head_dim_v + 4) + ld_qk + ld_v) +
-                  block_n * (2 * ld_qk + ld_v + tile_m) + 2 * (block_n + 16) * tile_m +
+                  block_n * (2 * ld_qk + ld_v + tile_m) + (block_n + 16) * (2 * tile_m + ld_qk + ld_v) +
                   (size_t)problem->head_dim_v * tile_m;
   return (floats * sizeof(float) + 63) / 64 * 64;
 }
@@ -265,10 +266,9 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
   plan->grid[plan->num_phases++] = shape->batch * shape->heads_kv * plan->num_splits;
   plan->grid[plan->num_phases++] = plan->num_splits > 1 ? tasks : 0;
   plan->workspace_bytes = sizeof(float) * (size_t)(workspace_blocks * block_floats);
-  /* The sums of dK and dV for the keys of one split, and what the last panel of rows reaches beyond (16 rows are
-   * enough). */
+  /* The sums of dK and dV for the keys of one split. */
   int64_t blocks = (shape->seqlen_k + c.block_n - 1) / c.block_n;
-  int64_t split_keys = (blocks + plan->num_splits - 1) / plan->num_splits * c.block_n + 16;
+  int64_t split_keys = (blocks + plan->num_splits - 1) / plan->num_splits * c.block_n;
   int64_t columns = round_up(problem->head_dim, isa->lanes) + round_up(problem->head_dim_v, isa->lanes);
   plan->scratch_bytes += sizeof(float) * (size_t)(split_keys * columns);
 }

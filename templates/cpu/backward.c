@@ -78,11 +78,11 @@ enum {
 
 //% let name = "multiply_values"
 //% let dim = head_dim_v
-//% let chunk = 0
 //% let a_row = ld_value_columns
 //% include "cpu/matmul.h"
 
 //% let name = "add_query_gradient"
+//% let chunk = 0
 //% let dim = head_dim
 //% let rows = head_dim
 //% let tile_rows = query_rows
@@ -103,6 +103,7 @@ struct scratch {
   float d_score_pairs[BLOCK_N / 2 * TILE_M];
 //% end
   float scores[SCORE_ROWS * TILE_M], d_scores[SCORE_ROWS * TILE_M];
+  float block_d_keys[SCORE_ROWS * ${ld_qk}], block_d_values[SCORE_ROWS * ${ld_v}];
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct scratch) <= ${scratch_bytes}, "the launcher gives a worker this much");
 
@@ -112,7 +113,7 @@ struct work {
   struct scratch *s;
   long long batch, kv_head, head; /* head: of the queries, the one being worked on */
   long long begin_key, end_key;
-  float *d_keys, *d_values; /* (end_key - begin_key rounded up, columns) */
+  float *d_keys, *d_values; /* (end_key - begin_key, columns) */
   _Bool want_d_query, want_d_key, want_d_value;
 };
 
@@ -148,13 +149,18 @@ static void sum_products(float *delta, const float *d_outputs_t, const float *ou
 {
   for (int lanes = 0; lanes < TILE_M; lanes += LANES) {
     vec sum = {0};
-    for (int i = 0; i < ${ceil_div(head_dim_v, pair)}; i++) {
-      vec d_o = load(d_outputs_t + i * TILE_M + lanes), o = load(outputs_t + i * TILE_M + lanes);
+//% let chunk_terms = score_chunk + 256 * (score_chunk == 0)
+    for (int begin = 0; begin < ${ceil_div(head_dim_v, pair)}; begin += ${chunk_terms}) {
+      vec part = {0};
+      for (int i = begin; i < ${ceil_div(head_dim_v, pair)} && i < begin + ${chunk_terms}; i++) {
+        vec d_o = load(d_outputs_t + i * TILE_M + lanes), o = load(outputs_t + i * TILE_M + lanes);
 //% if dot
-      asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(o), "v"(d_o));
+        asm("vdpbf16ps %2, %1, %0" : "+v"(part) : "v"(o), "v"(d_o));
 //% else
-      sum += o * d_o;
+        part += o * d_o;
 //% end
+      }
+      sum += part;
     }
     store(delta + lanes, sum);
   }
@@ -320,21 +326,19 @@ static void attend(struct work *w, int tile, long long first_query, long long fi
   }
 //% end
   if (w->want_d_value) {
-    float *d_values = w->d_values + (first_key - w->begin_key) * ${ld_v};
     const float *d_outputs = s->d_outputs + tile * ${tile_m / pair * ld_v};
 //% for group in 0 .. groups_v
 //%   let column = group * gradient_vectors_v * lanes
 //%   let group_vectors = min(gradient_vectors_v, ld_v / lanes - group * gradient_vectors_v)
-    add_gradient_${head_dim_v}_${group_vectors}v(scores, d_outputs + ${column}, d_values + ${column}, rows_v, ${tile_m / pair});
+    add_gradient_${head_dim_v}_${group_vectors}v(scores, d_outputs + ${column}, s->block_d_values + ${column}, rows_v, ${tile_m / pair});
 //% end
   }
   if (w->want_d_key) {
-    float *d_keys = w->d_keys + (first_key - w->begin_key) * ${ld_qk};
     const float *queries = s->queries + tile * ${tile_m / pair * ld_qk};
 //% for group in 0 .. groups_qk
 //%   let column = group * gradient_vectors_qk * lanes
 //%   let group_vectors = min(gradient_vectors_qk, ld_qk / lanes - group * gradient_vectors_qk)
-    add_gradient_${head_dim}_${group_vectors}v(d_scores, queries + ${column}, d_keys + ${column}, rows_qk, ${tile_m / pair});
+    add_gradient_${head_dim}_${group_vectors}v(d_scores, queries + ${column}, s->block_d_keys + ${column}, rows_qk, ${tile_m / pair});
 //% end
   }
 }
@@ -351,9 +355,22 @@ static void store_d_query(const struct fa_params *params, long long batch, long 
                       rows - tile * TILE_M, d_query_t + tile * HEAD_DIM * TILE_M, scale);
 }
 
+static inline void clear(float *sums, long count)
+{
+  for (long i = 0; i < count; i += LANES)
+    store(sums + i, (vec){0});
+}
+
+static inline void add_to(float *sums, const float *parts, long count)
+{
+  for (long i = 0; i < count; i += LANES)
+    store(sums + i, load(sums + i) + load(parts + i));
+}
+
 static void query_block(struct work *w, long long split, long long block)
 {
   const struct fa_params *params = w->params;
+  struct scratch *s = w->s;
   long long first_query = block * BLOCK_M;
   long rows = params->seqlen_q - first_query < BLOCK_M ? params->seqlen_q - first_query : BLOCK_M;
   long long end_key = w->end_key;
@@ -364,18 +381,24 @@ static void query_block(struct work *w, long long split, long long block)
   for (long long first_key = w->begin_key; first_key < end_key; first_key += BLOCK_N) {
     long keys = end_key - first_key < BLOCK_N ? end_key - first_key : BLOCK_N;
     load_keys(w, first_key, keys);
+    /* Tiles are summed for this block of queries first: over long sequences that is far more accurate than one long
+     * chain of additions. */
+    clear(s->block_d_keys, keys * ${ld_qk});
+    clear(s->block_d_values, keys * ${ld_v});
     for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++)
       attend(w, tile, first_query, first_key, keys);
+    add_to(w->d_keys + (first_key - w->begin_key) * ${ld_qk}, s->block_d_keys, keys * ${ld_qk});
+    add_to(w->d_values + (first_key - w->begin_key) * ${ld_v}, s->block_d_values, keys * ${ld_v});
   }
   if (!w->want_d_query)
     return;
   if (params->num_splits == 1) {
-    store_d_query(params, w->batch, w->head, first_query, rows, w->s->d_queries_t[0]);
+    store_d_query(params, w->batch, w->head, first_query, rows, s->d_queries_t[0]);
     return;
   }
   float *partial = partial_d_query(params, split, w->batch, w->head, block);
   for (int i = 0; i < BLOCK_M * HEAD_DIM; i += LANES)
-    store(partial + i, load(w->s->d_queries_t[0] + i));
+    store(partial + i, load(s->d_queries_t[0] + i));
 }
 
 static void store_gradient(const struct fa_tensor *to, const struct work *w, const float *sums, int leading, int dim, float scale)
@@ -406,11 +429,9 @@ void backward(const struct fa_params *params, long long task, void *scratch)
       .want_d_key = params->grad_key.data != 0,
       .want_d_value = params->grad_value.data != 0,
   };
-  long padded = split_blocks * BLOCK_N + SCORE_ROWS - BLOCK_N;
   w.d_keys = (float *)((char *)scratch + ${scratch_bytes});
-  w.d_values = w.d_keys + padded * ${ld_qk};
-  for (long i = 0; i < padded * ${ld_qk + ld_v}; i += LANES)
-    store(w.d_keys + i, (vec){0});
+  w.d_values = w.d_keys + (end - begin) * ${ld_qk};
+  clear(w.d_keys, (end - begin) * ${ld_qk + ld_v});
   for (w.head = w.kv_head * groups; w.head < (w.kv_head + 1) * groups; w.head++)
 //% if causal
     for (long long block = begin / BLOCK_M; block < query_blocks(params); block++)
@@ -478,16 +499,14 @@ void backward_sum(const struct fa_params *params, long long task, void *scratch)
   long long blocks = (params->seqlen_k + BLOCK_N - 1) / BLOCK_N;
   long long split_keys = (blocks + params->num_splits - 1) / params->num_splits * BLOCK_N;
   float *sum = s->d_queries_t[0];
-  for (int i = 0; i < BLOCK_M * HEAD_DIM; i += LANES)
-    store(sum + i, (vec){0});
+  clear(sum, BLOCK_M * HEAD_DIM);
   for (long long split = 0; split < params->num_splits; split++) {
 //% if causal
     if (split * split_keys / BLOCK_M > block)
       break; /* these queries see none of its keys, and it has left nothing */
 //% end
     const float *partial = partial_d_query(params, split, batch, head, block);
-    for (int i = 0; i < BLOCK_M * HEAD_DIM; i += LANES)
-      store(sum + i, load(sum + i) + load(partial + i));
+    add_to(sum, partial, BLOCK_M * HEAD_DIM);
   }
   (void)split_keys;
   store_d_query(params, batch, head, first_query, rows, sum);

@@ -11,6 +11,9 @@
  * An element is a pair of bf16, and one step of k is two terms (vdpbf16ps).
 //% end
  */
+//% if chunk > 0 && update != "set"
+//%   error "chunks are added to c, which only update = set leaves to them"
+//% end
 //% let last_rows = rows % tile_rows
 //% for part in 0 .. 2
 //%   let part_rows = tile_rows * (1 - part) + last_rows * part
