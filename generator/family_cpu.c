@@ -136,42 +136,63 @@ static int fit_block_n(const instruction_set *isa, int tile_vectors, int wanted)
   return round_up(wanted, rows % 2 ? 2 * rows : rows);
 }
 
+typedef struct config_list {
+  const fa_problem *problem;
+  const instruction_set *isa;
+  int q_vectors, seqlen_k; /* more than the shape has is of no use */
+  fa_config *config;
+  int count;
+} config_list;
+
+/* Add a config of about these sizes, with and without bf16_dot where there is a choice, unless it is there. */
+static void add_config(config_list *list, int tile_vectors, int queries, int keys) {
+  const instruction_set *isa = list->isa;
+  tile_vectors = tile_vectors < list->q_vectors ? tile_vectors : list->q_vectors;
+  int tile_m = tile_vectors * isa->lanes;
+  int block_m = (int)min64(round_up(queries, tile_m), round_up(list->q_vectors * isa->lanes, tile_m));
+  int block_n = (int)min64(fit_block_n(isa, tile_vectors, keys), fit_block_n(isa, tile_vectors, list->seqlen_k));
+  for (int dot = 0; dot <= has_dot(list->problem); dot++) {
+    fa_config config;
+    write_config(list->problem, (cpu_config){tile_vectors, block_m, block_n, dot}, &config);
+    bool known = false;
+    for (int i = 0; i < list->count && !known; i++) {
+      known = true;
+      for (int item = 0; item < config.count; item++)
+        known = known && config.item[item].value == list->config[i].item[item].value;
+    }
+    if (!known && list->count < FA_MAX_CANDIDATES)
+      list->config[list->count++] = config;
+  }
+}
+
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   const instruction_set *isa = find_instruction_set(problem->target);
-  int seqlen_q = shape ? (int)min64(shape->seqlen_q, 4096) : 4096,
-      seqlen_k = shape ? (int)min64(shape->seqlen_k, 4096) : 4096;
-  int q_vectors = seqlen_q < 1 ? 1 : ceil_div(seqlen_q, isa->lanes);
-  seqlen_k = seqlen_k < 1 ? 1 : seqlen_k;
-  static const int avx_tiles[] = {4, 2, 3, 6, 1}, avx2_tiles[] = {2, 3, 1, 4};
-  static const int queries[] = {256, 128, 64, 512}, keys_16[] = {128, 64, 256, 32}, keys_32[] = {64, 96, 48, 32};
+  int seqlen_q = shape ? (int)min64(shape->seqlen_q, 4096) : 4096;
+  int seqlen_k = shape ? (int)min64(shape->seqlen_k, 4096) : 4096;
+  config_list list = {
+      .problem = problem,
+      .isa = isa,
+      .q_vectors = seqlen_q < 1 ? 1 : ceil_div(seqlen_q, isa->lanes),
+      .seqlen_k = seqlen_k < 1 ? 1 : seqlen_k,
+      .config = configs,
+  };
   /* fp32 sums at most about 96 keys in one chain of additions: the rounding error of a longer one would show. */
+  static const int keys_16[] = {128, 64, 256, 32}, keys_32[] = {64, 96, 48, 32};
   const int *keys = problem->dtype == FA_FP32 ? keys_32 : keys_16;
-  const int *tiles = isa->registers == 32 ? avx_tiles : avx2_tiles;
-  int num_tiles = isa->registers == 32 ? 5 : 4, count = 0;
-  /* Round by round, so that the first few differ in what matters most: first the widths, then the blocks. */
-  for (int round = 0; round < 4 * 4 * num_tiles; round++) {
-    int tile_vectors = tiles[round % num_tiles];
-    int pick = round / num_tiles;
-    int wanted_m = queries[pick % 4], wanted_n = keys[(pick / 4 + pick) % 4];
-    if (tile_vectors > q_vectors)
-      tile_vectors = q_vectors;
-    int tile_m = tile_vectors * isa->lanes;
-    int block_m = (int)min64(round_up(wanted_m, tile_m), round_up(q_vectors * isa->lanes, tile_m));
-    int block_n = (int)min64(fit_block_n(isa, tile_vectors, wanted_n), fit_block_n(isa, tile_vectors, seqlen_k));
-    for (int dot = 0; dot <= has_dot(problem); dot++) {
-      fa_config config;
-      write_config(problem, (cpu_config){tile_vectors, block_m, block_n, dot}, &config);
-      bool known = false;
-      for (int i = 0; i < count && !known; i++) {
-        known = true;
-        for (int item = 0; item < config.count; item++)
-          known = known && config.item[item].value == configs[i].item[item].value;
-      }
-      if (!known && count < FA_MAX_CANDIDATES)
-        configs[count++] = config;
-    }
-  }
-  return count;
+  /* More queries to a block save packing keys; fewer make more tasks and fit the caches with long rows. */
+  static const int queries[] = {256, 512, 128, 64};
+  static const int wide[] = {4, 2, 3, 6, 1}, narrow[] = {2, 3, 1, 4}; /* by the number of registers */
+  const int *tiles = isa->registers == 32 ? wide : narrow;
+  int num_tiles = isa->registers == 32 ? 5 : 4;
+  bool is_long = seqlen_q >= 2048 && problem->op == FA_FORWARD; /* backward keeps five such blocks in the cache */
+  add_config(&list, tiles[0], is_long ? 512 : 256, keys[0]);
+  add_config(&list, tiles[0], is_long ? 256 : 128, keys[0]);
+  add_config(&list, tiles[1], 256, keys[1]);
+  for (int n = 0; n < 4; n++)
+    for (int m = 0; m < 4; m++)
+      for (int tile = 0; tile < num_tiles; tile++)
+        add_config(&list, tiles[tile], queries[m], keys[n]);
+  return list.count;
 }
 
 static size_t forward_scratch(const fa_problem *problem, const instruction_set *isa, cpu_config c) {
@@ -235,12 +256,12 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "scratch_bytes", (long long)scratch_bytes(problem, isa, c));
 }
 
-/* Parts that backward splits the keys into where there are few heads: enough tasks for 32 threads, at least
- * 512 keys each, at most 8 (each costs a float copy of dQ). Never by the number of threads: results must not depend on
- * it. */
+/* Parts that backward splits the keys into where there are few heads: enough tasks for 16 threads, at least
+ * 512 keys each, at most 8 (each costs a float copy of dQ and packs the queries once more). Never by the number of
+ * threads: results must not depend on it. */
 static int count_splits(const fa_shape *shape) {
   int64_t heads = shape->batch * shape->heads_kv;
-  int64_t splits = heads > 0 ? (32 + heads - 1) / heads : 1;
+  int64_t splits = heads > 0 ? (16 + heads - 1) / heads : 1;
   splits = min64(min64(splits, 8), shape->seqlen_k / 512);
   return splits < 1 ? 1 : (int)splits;
 }
