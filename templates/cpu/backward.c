@@ -119,10 +119,14 @@ struct work {
 
 static inline long round_up_to(long x, long multiple) { return (x + multiple - 1) / multiple * multiple; }
 
-static inline long long query_blocks(const struct fa_params *params) { return (params->seqlen_q + BLOCK_M - 1) / BLOCK_M; }
+static inline long long query_blocks(const struct fa_params *params)
+{
+  return (params->seqlen_q + BLOCK_M - 1) / BLOCK_M;
+}
 
 /* Where split `split` keeps its part of dQ for one block of queries. */
-static inline float *partial_d_query(const struct fa_params *params, long long split, long long batch, long long head, long long block)
+static inline float *partial_d_query(const struct fa_params *params, long long split, long long batch, long long head,
+                                     long long block)
 {
   long long index = ((split * params->batch + batch) * params->heads_q + head) * query_blocks(params) + block;
 //% if exact_delta
@@ -140,219 +144,20 @@ static inline float *row_deltas(const struct fa_params *params, long long batch,
 
 //% end
 
-//% if !exact_delta
-/*
- * delta = rowsum(dO * O), term by term as multiply_values adds V * dO: where one key has all the weight, O is
- * its V and d_weights - delta is exactly 0.
- */
-static void sum_products(float *delta, const float *d_outputs_t, const float *outputs_t)
-{
-  for (int lanes = 0; lanes < TILE_M; lanes += LANES) {
-    vec sum = {0};
-//% let chunk_terms = score_chunk + 256 * (score_chunk == 0)
-    for (int begin = 0; begin < ${ceil_div(head_dim_v, pair)}; begin += ${chunk_terms}) {
-      vec part = {0};
-      for (int i = begin; i < ${ceil_div(head_dim_v, pair)} && i < begin + ${chunk_terms}; i++) {
-        vec d_o = load(d_outputs_t + i * TILE_M + lanes), o = load(outputs_t + i * TILE_M + lanes);
-//% if dot
-        asm("vdpbf16ps %2, %1, %0" : "+v"(part) : "v"(o), "v"(d_o));
-//% else
-        part += o * d_o;
-//% end
-      }
-      sum += part;
-    }
-    store(delta + lanes, sum);
-  }
-}
-
-//% end
-/* Everything that a block of queries brings along. */
-static void load_queries(struct work *w, long long first, long rows)
-{
-  struct scratch *s = w->s;
-  const struct fa_tensor *query = &w->params->query, *d_output = &w->params->grad_output;
-  const element *q = at(query, w->batch, w->head, first), *d_o = at(d_output, w->batch, w->head, first);
-//% if exact_delta
-  const float *delta = row_deltas(w->params, w->batch, w->head, first);
-//% else
-  const struct fa_tensor *output = &w->params->output;
-  const element *o = at(output, w->batch, w->head, first);
-//% end
-  const float *lse = w->params->lse + ((w->batch * w->params->heads_q + w->head) * w->params->seqlen_q + first) * 2;
-  /* Rows beyond the last query get weight 0 by a row_scale of 0. */
-  for (int i = 0; i < BLOCK_M; i++) {
-    s->row_max[i] = i < rows ? lse[2 * i] : 0.0f;
-    s->row_scale[i] = i < rows ? 1.0f / lse[2 * i + 1] : 0.0f;
-  }
-  for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++) {
-    long first_row = tile * TILE_M;
-    pack_transposed(s->queries_t[tile], q + first_row * query->stride_row, query->stride_row, query->stride_col, HEAD_DIM,
-                    rows - first_row);
-    normalise_queries(s->queries_t[tile], w->params->softmax_scale, s->factor + first_row);
-    pack_transposed(s->d_outputs_t[tile], d_o + first_row * d_output->stride_row, d_output->stride_row,
-                    d_output->stride_col, HEAD_DIM_V, rows - first_row);
-//% if dot
-    fold_exact_pairs(s->queries_t[tile], HEAD_DIM);
-    fold_exact_pairs(s->d_outputs_t[tile], HEAD_DIM_V);
-//% end
-//% if exact_delta
-    for (int i = first_row; i < first_row + TILE_M; i++)
-      s->delta[i] = i < rows ? delta[i] : 0.0f;
-//% else
-    pack_transposed(s->outputs_t, o + first_row * output->stride_row, output->stride_row, output->stride_col, HEAD_DIM_V,
-                    rows - first_row);
-//%   if dot
-    fold_exact_pairs(s->outputs_t, HEAD_DIM_V);
-//%   end
-    sum_products(s->delta + first_row, s->d_outputs_t[tile], s->outputs_t);
-//% end
-    for (int i = 0; i < HEAD_DIM * TILE_M; i += LANES)
-      store(s->d_queries_t[tile] + i, (vec){0});
-  }
-//% if dot
-  pack_row_pairs(s->queries, ${ld_qk}, q, query->stride_row, query->stride_col, HEAD_DIM, rows, BLOCK_M / 2);
-  pack_row_pairs(s->d_outputs, ${ld_v}, d_o, d_output->stride_row, d_output->stride_col, HEAD_DIM_V, rows, BLOCK_M / 2);
-//% else
-  pack_rows(s->queries, ${ld_qk}, q, query->stride_row, query->stride_col, HEAD_DIM, rows, BLOCK_M);
-  pack_rows(s->d_outputs, ${ld_v}, d_o, d_output->stride_row, d_output->stride_col, HEAD_DIM_V, rows, BLOCK_M);
-//% end
-}
-
-static void load_keys(struct work *w, long long first, long keys)
-{
-  struct scratch *s = w->s;
-  const struct fa_tensor *key = &w->params->key, *value = &w->params->value;
-  const element *k = at(key, w->batch, w->kv_head, first), *v = at(value, w->batch, w->kv_head, first);
-  long padded = round_up_to(keys, ${key_rows});
-//% if dot
-  pack_column_pairs(s->keys, ${ld_key_columns}, k, key->stride_row, key->stride_col, HEAD_DIM, keys, padded);
-  pack_column_pairs(s->values, ${ld_value_columns}, v, value->stride_row, value->stride_col, HEAD_DIM_V, keys, padded);
-  if (w->want_d_query)
-    pack_row_pairs(s->key_pairs, ${ld_qk}, k, key->stride_row, key->stride_col, HEAD_DIM, keys, 0);
-//% else
-  pack_rows(s->keys, ${ld_key_columns}, k, key->stride_row, key->stride_col, HEAD_DIM, keys, padded);
-  pack_rows(s->values, ${ld_value_columns}, v, value->stride_row, value->stride_col, HEAD_DIM_V, keys, padded);
-//% end
-}
-
-/*
- * Scores become weights and d_weights d_scores, in place. Keys from first_masked on may be hidden: key j is
- * seen by query i where i + diagonal >= j.
- */
-static __attribute__((noinline)) void softmax_tile(float *scores, float *d_scores, long keys, long first_masked,
-                                                   long diagonal, const float *factor, const float *row_max,
-                                                   const float *row_scale, const float *delta)
-{
-//% for v in 0 .. tile_vectors
-  vec factor_${v} = load(factor + ${v} * LANES), max_${v} = load(row_max + ${v} * LANES);
-  vec scale_${v} = load(row_scale + ${v} * LANES), delta_${v} = load(delta + ${v} * LANES);
-//% end
-  for (long key = 0; key < keys; key++) {
-//% for v in 0 .. tile_vectors
-    float *x_${v} = scores + key * TILE_M + ${v} * LANES, *dx_${v} = d_scores + key * TILE_M + ${v} * LANES;
-    vec p_${v} = exp2_units((load(x_${v}) - max_${v}) * factor_${v}) * scale_${v};
-    vec ds_${v} = p_${v} * (load(dx_${v}) - delta_${v});
-    store(x_${v}, p_${v});
-    store(dx_${v}, ds_${v});
-//% end
-  }
-//% if causal
-  for (long key = first_masked; key < keys; key++) {
-//%   for v in 0 .. tile_vectors
-    float *x_${v} = scores + key * TILE_M + ${v} * LANES, *dx_${v} = d_scores + key * TILE_M + ${v} * LANES;
-    ivec seen_${v} = lane_index() + (int)(${v} * LANES + diagonal - key) >= 0;
-    store(x_${v}, blend(seen_${v}, load(x_${v}), (vec){0}));
-    store(dx_${v}, blend(seen_${v}, load(dx_${v}), (vec){0}));
-//%   end
-  }
-//% else
-  (void)first_masked, (void)diagonal;
-//% end
-}
-
-/* Weights and d_scores of one tile of queries and one block of keys; returns how many of the keys the tile sees. */
-static long weigh(struct work *w, int tile, long long first_query, long long first_key, long keys)
-{
-  struct scratch *s = w->s;
-  long tile_keys = keys, first_masked = keys;
-//% if causal
-  long diagonal = first_query + tile * TILE_M - first_key;
-  tile_keys = diagonal + TILE_M < keys ? diagonal + TILE_M : keys;
-  if (tile_keys <= 0)
-    return 0;
-  first_masked = diagonal + 1 < 0 ? 0 : diagonal + 1 < tile_keys ? diagonal + 1 : tile_keys;
-//% else
-  long diagonal = 0;
-  (void)first_query, (void)first_key;
-//% end
-  long panels = round_up_to(tile_keys, ${key_rows});
-  multiply_keys_${head_dim}_${tile_vectors}v(s->keys, s->queries_t[tile], s->scores, panels, ${ceil_div(head_dim, pair)});
-  multiply_values_${head_dim_v}_${tile_vectors}v(s->values, s->d_outputs_t[tile], s->d_scores, panels, ${ceil_div(head_dim_v, pair)});
-  softmax_tile(s->scores, s->d_scores, tile_keys, first_masked, diagonal, s->factor + tile * TILE_M,
-               s->row_max + tile * TILE_M, s->row_scale + tile * TILE_M, s->delta + tile * TILE_M);
-  return tile_keys;
-}
-
-/* One tile of queries against one block of keys: its part of all three gradients. */
-static void attend(struct work *w, int tile, long long first_query, long long first_key, long keys)
-{
-  struct scratch *s = w->s;
-  float *scores = s->scores, *d_scores = s->d_scores;
-  long tile_keys = weigh(w, tile, first_query, first_key, keys);
-  if (tile_keys == 0)
-    return;
-  if (w->want_d_query) {
-//% if dot
-    fold_rounded_pairs(s->d_score_pairs, d_scores, tile_keys);
-    add_query_gradient_${head_dim}_${tile_vectors}v(s->key_pairs, s->d_score_pairs, s->d_queries_t[tile], HEAD_DIM,
-                                           (tile_keys + 1) / 2);
-//% else
-    add_query_gradient_${head_dim}_${tile_vectors}v(s->keys, d_scores, s->d_queries_t[tile], HEAD_DIM, tile_keys);
-//% end
-  }
-
-  /* Keys beyond the tile's, up to a whole panel of gradient rows, add nothing. */
-  long rows_qk = round_up_to(tile_keys, ${gradient_rows_qk}), rows_v = round_up_to(tile_keys, ${gradient_rows_v});
-  for (long i = tile_keys * TILE_M; i < (rows_qk > rows_v ? rows_qk : rows_v) * TILE_M; i += LANES) {
-    store(scores + i, (vec){0});
-    store(d_scores + i, (vec){0});
-  }
-//% if dot
-  /* Neighbouring queries pair up: the same order in half the room, so that rounding can be done in place. */
-  for (long i = 0; i < (rows_qk > rows_v ? rows_qk : rows_v) * TILE_M; i += LANES) {
-    store_elements((element *)scores + i, load(scores + i));
-    store_elements((element *)d_scores + i, load(d_scores + i));
-  }
-//% end
-  if (w->want_d_value) {
-    const float *d_outputs = s->d_outputs + tile * ${tile_m / pair * ld_v};
-//% for group in 0 .. groups_v
-//%   let column = group * gradient_vectors_v * lanes
-//%   let group_vectors = min(gradient_vectors_v, ld_v / lanes - group * gradient_vectors_v)
-    add_gradient_${head_dim_v}_${group_vectors}v(scores, d_outputs + ${column}, s->block_d_values + ${column}, rows_v, ${tile_m / pair});
-//% end
-  }
-  if (w->want_d_key) {
-    const float *queries = s->queries + tile * ${tile_m / pair * ld_qk};
-//% for group in 0 .. groups_qk
-//%   let column = group * gradient_vectors_qk * lanes
-//%   let group_vectors = min(gradient_vectors_qk, ld_qk / lanes - group * gradient_vectors_qk)
-    add_gradient_${head_dim}_${group_vectors}v(d_scores, queries + ${column}, s->block_d_keys + ${column}, rows_qk, ${tile_m / pair});
-//% end
-  }
-}
+//% include "cpu/backward_inputs.h"
+//% include "cpu/backward_tile.h"
 
 /* dQ^T of one block to the caller's tensor. */
-static void store_d_query(const struct fa_params *params, long long batch, long long head, long long first, long rows, const float *d_query_t)
+static void store_d_query(const struct fa_params *params, long long batch, long long head, long long first, long rows,
+                          const float *d_query_t)
 {
   const struct fa_tensor *d_query = &params->grad_query;
   float scale[TILE_M];
   for (int i = 0; i < TILE_M; i++)
     scale[i] = (float)params->softmax_scale;
   for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++)
-    unpack_transposed(at(d_query, batch, head, first + tile * TILE_M), d_query->stride_row, d_query->stride_col, HEAD_DIM,
-                      rows - tile * TILE_M, d_query_t + tile * HEAD_DIM * TILE_M, scale);
+    unpack_transposed(at(d_query, batch, head, first + tile * TILE_M), d_query->stride_row, d_query->stride_col,
+                      HEAD_DIM, rows - tile * TILE_M, d_query_t + tile * HEAD_DIM * TILE_M, scale);
 }
 
 static inline void clear(float *sums, long count)
@@ -401,7 +206,8 @@ static void query_block(struct work *w, long long split, long long block)
     store(partial + i, load(s->d_queries_t[0] + i));
 }
 
-static void store_gradient(const struct fa_tensor *to, const struct work *w, const float *sums, int leading, int dim, float scale)
+static void store_gradient(const struct fa_tensor *to, const struct work *w, const float *sums, int leading, int dim,
+                           float scale)
 {
   for (long long key = w->begin_key; key < w->end_key; key++)
     for (int column = 0; column < dim; column += LANES)

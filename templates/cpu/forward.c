@@ -67,7 +67,8 @@ _Static_assert(sizeof(struct scratch) <= ${scratch_bytes}, "the launcher gives a
 /* Keys rounded up to what multiply_keys takes at a time (a divisor of BLOCK_N). */
 static inline long whole_panels(long keys) { return (keys + ${key_rows - 1}) / ${key_rows} * ${key_rows}; }
 
-static void load_queries(struct scratch *s, const struct fa_params *params, long long batch, long long head, long long first, long rows)
+static void load_queries(struct scratch *s, const struct fa_params *params, long long batch, long long head,
+                         long long first, long rows)
 {
   const struct fa_tensor *query = &params->query;
   for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++) {
@@ -101,19 +102,22 @@ static void attend(struct scratch *s, long rows, long long first_query, long lon
     (void)first_query, (void)first_key;
 //% end
     vec rescale[${vectors}];
-    multiply_keys_${head_dim}_${vectors}v(s->keys, s->queries[tile], s->scores, whole_panels(tile_keys), ${ceil_div(head_dim, pair)});
+    multiply_keys_${head_dim}_${vectors}v(s->keys, s->queries[tile], s->scores, whole_panels(tile_keys),
+                                          ${ceil_div(head_dim, pair)});
     softmax_tile(s->scores, tile_keys, first_masked, diagonal, s->factor + tile * TILE_M, s->row_max + tile * TILE_M,
                  s->row_sum + tile * TILE_M, rescale);
 //% if dot
     fold_rounded_pairs(s->scores, s->scores, tile_keys);
-    multiply_values_${head_dim_v}_${vectors}v(s->values, s->scores, s->outputs[tile], HEAD_DIM_V, (tile_keys + 1) / 2, rescale);
+    multiply_values_${head_dim_v}_${vectors}v(s->values, s->scores, s->outputs[tile], HEAD_DIM_V,
+                                              (tile_keys + 1) / 2, rescale);
 //% else
     multiply_values_${head_dim_v}_${vectors}v(s->values, s->scores, s->outputs[tile], HEAD_DIM_V, tile_keys, rescale);
 //% end
   }
 }
 
-static void store_outputs(struct scratch *s, const struct fa_params *params, long long batch, long long head, long long first, long rows)
+static void store_outputs(struct scratch *s, const struct fa_params *params, long long batch, long long head,
+                          long long first, long rows)
 {
   const struct fa_tensor *output = &params->output;
   float *lse = params->lse ? params->lse + ((batch * params->heads_q + head) * params->seqlen_q + first) * 2 : 0;
@@ -122,14 +126,15 @@ static void store_outputs(struct scratch *s, const struct fa_params *params, lon
     lse[2 * i + 1] = s->row_sum[i] * (1.0f / UNIT);
   }
   for (int tile = 0; tile < TILES && tile * TILE_M < rows; tile++)
-    unpack_transposed(at(output, batch, head, first + tile * TILE_M), output->stride_row, output->stride_col, HEAD_DIM_V,
-                      rows - tile * TILE_M, s->outputs[tile], s->row_sum + tile * TILE_M);
+    unpack_transposed(at(output, batch, head, first + tile * TILE_M), output->stride_row, output->stride_col,
+                      HEAD_DIM_V, rows - tile * TILE_M, s->outputs[tile], s->row_sum + tile * TILE_M);
 }
 
 void forward(const struct fa_params *params, long long task, void *scratch)
 {
   struct scratch *s = scratch;
-  /* Neighbouring tasks are different heads; causal blocks with the most keys come first, so that no long task is left for the end. */
+  /* Neighbouring tasks are different heads; causal blocks with the most keys come first, so that no long task is
+   * left for the end. */
   long long heads = params->batch * params->heads_q;
   long long block = task / heads;
   long long batch = task % heads / params->heads_q, head = task % params->heads_q;

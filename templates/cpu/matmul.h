@@ -2,8 +2,8 @@
  * ${name}_${dim}_${vectors}v: c[row][lane] = sum over k of a[row][k] * b[k][lane]; update: ${update}.
  *
  * A row of b and c is ${vectors} vectors; an element of a is broadcast against them, so a is read where it lies.
- * ${tile_rows} rows at a time keep ${tile_rows * vectors} sums in registers. Sums start from zero on every call and meet what c held
- * only at the end: that keeps the rounding error of long sums small.
+ * ${tile_rows} rows at a time keep ${tile_rows * vectors} sums in registers. Sums start from zero on every call and
+ * meet what c held only at the end: that keeps the rounding error of long sums small.
 //% if chunk > 0
  * Every ${chunk} steps of k are summed by themselves, which matters where a few columns are much larger than the rest.
 //% end
@@ -78,7 +78,8 @@ ${name}_${dim}_${vectors}v_${part_rows}_rows(const float *a, const float *b, flo
 //%   end
 //% end
 
-static __attribute__((noinline)) void ${name}_${dim}_${vectors}v(const float *a, const float *b, float *c, long rows, long count
+static __attribute__((noinline)) void ${name}_${dim}_${vectors}v(const float *a, const float *b, float *c,
+                                                                      long rows, long count
 //% if update == "rescale"
   , const vec *rescale
 //% end

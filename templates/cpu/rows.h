@@ -24,10 +24,11 @@ static __attribute__((noinline)) void store_row(element *row, long long stride_c
     store_strided(row + column * stride_col, stride_col, dim - column < LANES ? dim - column : LANES, x);
 }
 
-/* rows x dim as they are, out[row * leading + column]; zeros fill the rows from `rows` to `padded_rows`. Inlined, so that
- * dim is a constant: with few queries, packing is what a block of keys costs most after its products. */
-static inline __attribute__((always_inline)) void pack_rows(float *out, int leading, const element *in, long long stride_row,
-                                                            long long stride_col, int dim, long rows, long padded_rows)
+/* rows x dim as they are, out[row * leading + column]; zeros fill the rows from `rows` to `padded_rows`. Inlined, so
+ * that dim is a constant: with few queries, packing is what a block of keys costs most after its products. */
+static inline __attribute__((always_inline)) void pack_rows(float *out, int leading, const element *in,
+                                                            long long stride_row, long long stride_col, int dim,
+                                                            long rows, long padded_rows)
 {
   int whole = stride_col == 1 ? dim / LANES * LANES : 0;
   for (long row = 0; row < rows && whole > 0; row++)
@@ -48,9 +49,10 @@ static inline __attribute__((always_inline)) void pack_rows(float *out, int lead
  * in the low half.
  */
 
-/* Neighbouring columns pair up: out[row * leading + column / 2]; the odd last column pairs with zero, rows up to padded_rows are zero. */
-static void pack_column_pairs(float *out, int leading, const element *in, long long stride_row, long long stride_col, int dim,
-                       long rows, long padded_rows)
+/* Neighbouring columns pair up: out[row * leading + column / 2]; the odd last column pairs with zero, rows up to
+ * padded_rows are zero. */
+static void pack_column_pairs(float *out, int leading, const element *in, long long stride_row, long long stride_col,
+                              int dim, long rows, long padded_rows)
 {
   for (long row = 0; row < padded_rows; row++) {
     element *to = (element *)(out + row * leading);
@@ -66,9 +68,10 @@ static void pack_column_pairs(float *out, int leading, const element *in, long l
   }
 }
 
-/* Neighbouring rows pair up: out[row / 2 * leading + column]; an odd last row pairs with zeros, pairs up to padded_pairs are zero. */
-static void pack_row_pairs(float *out, int leading, const element *in, long long stride_row, long long stride_col, int dim,
-                    long rows, long padded_pairs)
+/* Neighbouring rows pair up: out[row / 2 * leading + column]; an odd last row pairs with zeros, pairs up to
+ * padded_pairs are zero. */
+static void pack_row_pairs(float *out, int leading, const element *in, long long stride_row, long long stride_col,
+                           int dim, long rows, long padded_pairs)
 {
   long pair = 0;
   for (; 2 * pair < rows; pair++)
@@ -76,7 +79,9 @@ static void pack_row_pairs(float *out, int leading, const element *in, long long
       const element *from = in + 2 * pair * stride_row;
       _Bool inside = column < dim;
       uvec low = inside ? (uvec)load_row(from, stride_col, column, dim) : (uvec){0};
-      uvec high = inside && 2 * pair + 1 < rows ? (uvec)load_row(from + stride_row, stride_col, column, dim) : (uvec){0};
+      uvec high = {0};
+      if (inside && 2 * pair + 1 < rows)
+        high = (uvec)load_row(from + stride_row, stride_col, column, dim);
       store(out + pair * leading + column, (vec)(high | low >> 16));
     }
   for (long i = pair * leading; i < padded_pairs * leading; i += LANES)
@@ -107,7 +112,8 @@ static void fold_rounded_pairs(float *out, const float *in, long rows)
 
 //% end
 /* rows x dim transposed, out[column * TILE_M + row] for one tile of TILE_M rows; zeros beyond `rows`. */
-static void pack_transposed(float *out, const element *in, long long stride_row, long long stride_col, int dim, long rows)
+static void pack_transposed(float *out, const element *in, long long stride_row, long long stride_col, int dim,
+                            long rows)
 {
   for (int lanes = 0; lanes < TILE_M; lanes += LANES)
     for (int column = 0; column < dim; column += LANES) {

@@ -12,13 +12,15 @@
 //% let sum_keys = 8
 static const float LOWEST = -0x1p126f; /* below every finite score; its difference to any of them is finite */
 
+//% if causal
 static inline __attribute__((always_inline)) ivec visible(long key, long diagonal, int lanes)
 {
   return lane_index() + (int)(lanes + diagonal - key) >= 0;
 }
 
-static __attribute__((noinline)) void softmax_tile(float *scores, long keys, long first_masked, long diagonal, const float *factor,
-                         float *row_max, float *row_sum, vec *rescale)
+//% end
+static __attribute__((noinline)) void softmax_tile(float *scores, long keys, long first_masked, long diagonal,
+                                                   const float *factor, float *row_max, float *row_sum, vec *rescale)
 {
   vec not_a_number = splat(__builtin_nanf(""));
 //% for v in 0 .. vectors
@@ -57,10 +59,10 @@ static __attribute__((noinline)) void softmax_tile(float *scores, long keys, lon
 //% end
     for (; key < end; key++) {
 //% for v in 0 .. vectors
-    float *x_${v} = scores + key * TILE_M + ${v} * LANES;
-    vec p_${v} = exp2_units((load(x_${v}) - max_${v}) * factor_${v});
-    part_${v} += p_${v};
-    store(x_${v}, p_${v});
+      float *x_${v} = scores + key * TILE_M + ${v} * LANES;
+      vec p_${v} = exp2_units((load(x_${v}) - max_${v}) * factor_${v});
+      part_${v} += p_${v};
+      store(x_${v}, p_${v});
 //% end
     }
 //% for v in 0 .. vectors
@@ -77,6 +79,8 @@ static __attribute__((noinline)) void softmax_tile(float *scores, long keys, lon
     store(x_${v}, p_${v});
 //%   end
   }
+//% else
+  (void)keys, (void)diagonal; /* every key counts, for every query */
 //% end
 //% for v in 0 .. vectors
   store(row_sum + ${v} * LANES, load(row_sum + ${v} * LANES) * rescale[${v}] + sum_${v});
