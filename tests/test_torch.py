@@ -300,6 +300,14 @@ def test_saved_tensor_hooks(leaves):
     assert len(packed) == 5
 
 
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (1, 2, 5, 8)])
+def test_jacobian_of_a_batch_of_one(device, shape):
+    """The statistics of the forward pass, repeated for every row of the Jacobian, are not contiguous."""
+    query, key, value = (torch.randn(shape, device=device) for _ in range(3))
+    jacobian = torch.func.jacrev(lambda q: flash_attention(q, key, value))(query)
+    close(jacobian, torch.func.jacrev(lambda q: sdpa(q, key, value))(query))
+
+
 def test_meta_and_fake_tensors(qkv):
     """Shapes, strides and errors without memory."""
     meta = [tensor.to("meta") for tensor in qkv]

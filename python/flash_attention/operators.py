@@ -146,6 +146,11 @@ def vmap_rule(num_tensors: int, operator: Callable[..., Any]) -> Callable[..., A
     return rule
 
 
+def _backward_of_batch(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    """backward of folded tensors: it takes lse contiguous alone, and of a batch of 1 folding makes a view."""
+    return backward(*arguments[:5], arguments[5].contiguous(), *arguments[6:])
+
+
 def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors as autocast casts the inputs of PyTorch's own attention; as they are where it is off."""
     return tuple(
@@ -183,7 +188,7 @@ def _register() -> None:
     for name in ("forward_lse", "_forward_lse"):
         torch.library.register_vmap(qualified(name), vmap_rule(3, forward_lse))
     for name in ("backward", "_backward"):
-        torch.library.register_vmap(qualified(name), vmap_rule(6, backward))
+        torch.library.register_vmap(qualified(name), vmap_rule(6, _backward_of_batch))
 
     for device_type in ("cpu", "cuda"):
         for name, operator in (("forward", attend), ("forward_lse", forward_lse)):
