@@ -317,6 +317,8 @@ def test_meta_and_fake_tensors(qkv):
     assert leaves[0].grad.is_meta
     with pytest.raises(ValueError, match="head_dim"):
         flash_attention(meta[0], meta[1][..., :3], meta[2])
+    broadcast = [torch.empty(batch, 4, 5, 8, device="meta") for batch in (2, 1, 1)]
+    assert flash_attention(*broadcast).shape == (2, 4, 5, 8)
     with torch._subclasses.FakeTensorMode():
         fake = torch.empty(2, 50, 3, 8).transpose(1, 2).requires_grad_()
         output = flash_attention(fake, fake, fake)

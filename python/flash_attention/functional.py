@@ -82,7 +82,7 @@ def flash_attention(
             elif _forward_ad._current_level < 0:
                 return _forward(query, key, value, softmax_scale, is_causal, enable_gqa)
         refusal = None
-    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
     try:
         return _attend_any(query, key, value, is_causal, scale, enable_gqa, _attend, refusal)
