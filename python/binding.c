@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #include "python/operand.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -124,8 +125,9 @@ static void describe_call(fa_call *call, const operand *query, const operand *ke
   else if (heads == 0 ? query->sizes[1] != 0 : query->sizes[1] % heads != 0)
     FAIL(result, FA_INVALID_VALUE, "query has %lld heads, must be a multiple of key's %lld", (long long)query->sizes[1],
          (long long)heads);
-  else if (!isfinite(scale))
-    FAIL(result, FA_INVALID_VALUE, "scale is %f, must be finite", scale);
+  else if (!(fabs(scale) <= FLT_MAX))
+    FAIL(result, FA_INVALID_VALUE, "scale is %g, must be finite in float32 (at most %.4e in magnitude)", scale,
+         FLT_MAX);
   *call = (fa_call){
       .dtype = (fa_dtype)dtype,
       .precision = FA_PRECISION_FULL,

@@ -3,6 +3,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <float.h>
 #include <math.h>
 
 static fa_status check_enum(const char *name, unsigned value, unsigned count, const char *choices, char *message) {
@@ -19,8 +20,9 @@ static fa_status check_kind(const fa_call *call, char *message) {
     status = check_enum("precision", call->precision, 2, "FA_PRECISION_FULL, FA_PRECISION_REDUCED", message);
   if (status == FA_OK)
     status = check_enum("device_type", call->device_type, 2, "FA_DEVICE_CPU, FA_DEVICE_CUDA", message);
-  if (status == FA_OK && !isfinite(call->softmax_scale))
-    status = fa_fail(FA_INVALID_VALUE, message, "softmax_scale is %g; it must be finite", call->softmax_scale);
+  if (status == FA_OK && !(fabs(call->softmax_scale) <= FLT_MAX))
+    status = fa_fail(FA_INVALID_VALUE, message, "softmax_scale is %g; it must be finite in float32 (at most %.4e)",
+                     call->softmax_scale, FLT_MAX);
   return status;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import inspect
 
 import pytest
@@ -229,6 +230,12 @@ def _wrong(q, k, v):
         "scale in the place of is_causal": ((q, k, v, None, 0.0, 0.125), {}, TypeError, "is_causal is 0.125"),
         "scale text": ((q, k, v), {"scale": "x"}, TypeError, "scale is 'x'"),
         "scale nan": ((q, k, v), {"scale": float("nan")}, ValueError, "scale is nan, must be finite"),
+        "scale tensor": ((q, k, v), {"scale": torch.tensor(0.3)}, TypeError, "scale is tensor"),
+        "scale decimal": ((q, k, v), {"scale": decimal.Decimal("0.3")}, TypeError, "scale is Decimal"),
+        "scale bool": ((q, k, v), {"scale": True}, TypeError, "scale is True"),
+        "scale past float": ((q, k, v), {"scale": 10**400}, ValueError, "scale is past 1e308 .type int., must be finite"),
+        "scale past float32": ((q, k, v), {"scale": -3.5e38}, ValueError, r"scale is -3.5e\+38, must be finite in fl"),
+        "dropout tensor": ((q, k, v), {"dropout_p": torch.zeros(2)}, TypeError, "dropout_p is tensor"),
         "enable_gqa": ((q, k, v), {"enable_gqa": 1}, TypeError, "enable_gqa is 1"),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from numbers import Real
 from typing import Any, NoReturn
@@ -51,13 +50,17 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_scale(scale: Any) -> None:
-    """Raise unless `scale` is None or a finite number."""
-    if scale is None or torch.compiler.is_compiling():  # a traced number has no value to look at
-        return
+    """Raise unless `scale` is None or a number that is finite in float32."""
+    if scale is None or torch.compiler.is_compiling() or isinstance(scale, (torch.SymInt, torch.SymFloat)):
+        return  # a traced number has no value to look at
     if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale is {_describe(scale)}, must be a number or None")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}, must be finite")
+    try:
+        number = float(scale)
+    except OverflowError:
+        raise ValueError(f"scale is past 1e308 (type {type(scale).__name__}), must be finite in float32") from None
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"scale is {number}, must be finite in float32 (at most 3.4028e38 in magnitude)")
 
 
 def check_operands(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -45,7 +45,7 @@ def flash_attention(
         attn_mask: must be None; masks are not supported yet.
         dropout_p: must be 0; dropout is not supported yet.
         is_causal: query i sees keys 0 to i only, aligned top left whatever the two lengths are.
-        scale: factor of the scores, any finite number; None is 1 / sqrt(head_dim).
+        scale: factor of the scores, any number finite in float32; None is 1 / sqrt(head_dim).
         enable_gqa: allow fewer heads (dimension -3) in key and value than in query, each shared by
             query_heads / key_heads consecutive ones.
 
@@ -62,7 +62,7 @@ def flash_attention(
         torch.OutOfMemoryError: no memory for the output, a gradient or a workspace.
         RuntimeError: no C compiler, or the kernel did not compile; the message has the details.
     """
-    if attn_mask is not None or dropout_p != 0.0:
+    if attn_mask is not None or (type(dropout_p) is not float and type(dropout_p) is not int) or dropout_p != 0:
         checks.check_unsupported(attn_mask, dropout_p)
     if (is_causal is not False and is_causal is not True) or (enable_gqa is not False and enable_gqa is not True):
         # The operators would take anything that has a truth value, a scale in the wrong place for one.
@@ -70,8 +70,11 @@ def flash_attention(
         checks.check_flag("enable_gqa", enable_gqa)
     if _is_compiling():
         return _attend_any(query, key, value, is_causal, scale, enable_gqa, operators.attend)
+    if scale is not None and type(scale) is not float:
+        # The operators would take what has a float's value, and drop a tensor's gradient.
+        checks.check_scale(scale)
     try:
-        # Nothing is checked here: the operators refuse what is wrong and what first has to be folded, and
+        # Nothing else is checked here: the operators refuse what is wrong and what first has to be folded, and
         # eager_attention refuses tangents of forward-mode AD.
         shape = query.shape
         if len(shape) == 4:
