@@ -180,6 +180,24 @@ def test_learnable_scale_learns():
     assert torch.equal(other(*tensors), module(*tensors))
 
 
+def test_unfrozen_multiplier_is_learnable():
+    """requires_grad_(True) after construction, and a tensor in the parameter's place: gradients of a learnable one."""
+    tensors = qkv()
+    module, learnable = FlashAttention(16).requires_grad_(True), FlashAttention(16, learnable_scale=True)
+    with torch.no_grad():
+        module.scale_multiplier.fill_(0.3)
+        learnable.scale_multiplier.fill_(0.3)
+    module, learnable = module.double().float(), learnable.double().float()
+    for each in (module, learnable):
+        each(*tensors).square().sum().backward()
+    assert module.scale_multiplier.item() == learnable.scale_multiplier.item()
+    assert torch.equal(module.scale_multiplier.grad, learnable.scale_multiplier.grad)
+    factor = learnable.scale_multiplier.detach().clone().requires_grad_()
+    output = torch.func.functional_call(FlashAttention(16), {"scale_multiplier": factor}, tuple(tensors))
+    output.square().sum().backward()
+    assert torch.equal(factor.grad, learnable.scale_multiplier.grad)
+
+
 def test_grouped_queries():
     """Fewer key and value heads than query heads are shared."""
     query, key, value = torch.randn(1, 6, 5, 16), torch.randn(1, 2, 7, 16), torch.randn(1, 2, 7, 16)

@@ -18,7 +18,11 @@ class FlashAttention(torch.nn.Module):
     1. It is frozen unless learnable_scale=True: it gives optimizers, DDP and FSDP a parameter to hold, and its
     exact value lives on the host, so that a call never reads it from the device and no cast rounds it.
     load_state_dict changes it, and a checkpoint without it loads. Writing to a frozen scale_multiplier in place
-    changes nothing but a later checkpoint.
+    changes nothing but a later checkpoint. One that requires_grad_(True) unfreezes, or that functional_call puts in
+    its place with requires_grad, is used as a learnable one is until it is frozen again.
+
+    FullyShardedDataParallel needs use_orig_params=True, as with any frozen parameter beside trained ones;
+    fully_shard needs nothing.
 
     A learnable one multiplies query before the scores (rounded to query's dtype, which is exact for powers of
     two). Its gradient, sum(query * grad_query) with grad_query taken before the factor (FlashAttention,
@@ -70,7 +74,7 @@ class FlashAttention(torch.nn.Module):
             raise
         if head_dim != self.head_dim:
             raise ValueError(f"query has head_dim {head_dim} (its last dimension), must have {self.head_dim}")
-        if self.learnable_scale:
+        if self.learnable_scale or self.scale_multiplier.requires_grad:  # unfrozen, or functional_call's
             # In float32, so that autograd's sum of query * grad_query is.
             query = (query.float() * self.scale_multiplier.float()).to(query.dtype)
             return flash_attention(query, key, value, None, 0.0, self.is_causal, self.scale, True)
@@ -98,7 +102,7 @@ class FlashAttention(torch.nn.Module):
         was_meta = self.scale_multiplier.is_meta
         super()._apply(fn, recurse)
         # to_empty leaves memory as it finds it, and a detour over float16 rounds.
-        if was_meta or not self.learnable_scale:
+        if was_meta or not (self.learnable_scale or self.scale_multiplier.requires_grad):
             self._restore()
         return self
 
