@@ -308,6 +308,16 @@ def test_jacobian_of_a_batch_of_one(device, shape):
     close(jacobian, torch.func.jacrev(lambda q: sdpa(q, key, value))(query))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_autograd(leaves):
+    """A backward pass that is traced and compiled gives the gradients of an eager one."""
+    expected = torch.autograd.grad(flash_attention(*leaves).square().sum(), leaves)
+    loss = flash_attention(*leaves).square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        loss.backward()
+    close([leaf.grad for leaf in leaves], list(expected))
+
+
 def test_meta_and_fake_tensors(qkv):
     """Shapes, strides and errors without memory."""
     meta = [tensor.to("meta") for tensor in qkv]

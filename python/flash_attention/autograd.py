@@ -20,6 +20,7 @@ from flash_attention.checks import translate
 # Without OpOverload.__call__ in between: 0.3 microseconds a call.
 _raw_forward_lse = operators.raw_forward_lse._op
 _raw_backward = operators.raw_backward._op
+_is_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _keys_below_autograd = torch._C._after_autograd_keyset
@@ -110,7 +111,8 @@ class EagerAttention(_SingleLevelFunction):
         scale, is_causal, _ = ctx.attributes
         need_query, need_key, need_value, _ = ctx.needs_input_grad
         # Only where somebody may differentiate the gradient is it worth the cost of refusing that.
-        operator = operators.backward if _is_grad_enabled() or _forward_ad._current_level >= 0 else _raw_backward
+        recorded = _is_grad_enabled() or _forward_ad._current_level >= 0
+        operator = operators.backward if recorded or _is_compiling() else _raw_backward
         try:
             grad_query, grad_key, grad_value = operator(
                 grad_output, query, key, value, output, lse, scale, is_causal, need_query, need_key, need_value
@@ -127,6 +129,8 @@ class EagerAttention(_SingleLevelFunction):
         )
 
     jvp = _Kernel.jvp
+    # What compiled autograd calls the node by; a function of a single level does not inherit it.
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
 
 # The engine calls the node's apply, which looks for EagerAttention.backward on every call: 3 microseconds of 50.
