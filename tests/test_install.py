@@ -14,7 +14,7 @@ import setuptools
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVE_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "build", "dist", "results", "*.egg-info", "*.so", "__pycache__", ".*_cache"
+    ".git", ".venv*", "build", "dist", "results", "*.egg-info", "*.so", "__pycache__", ".*_cache"
 )
 
 pytestmark = pytest.mark.skipif(
