@@ -36,9 +36,11 @@ enum {
 
 //% include "cuda/ptx.h"
 //% include "cuda/tile.h"
+//% include "cuda/factor.h"
 //% if split
 typedef float element;
 //%   include "cuda/split.h"
+//%   include "cuda/split_tile.h"
 //%   include "cuda/split_keys.h"
 //%   include "cuda/softmax.h"
 //%   include "cuda/split_products.h"
@@ -94,8 +96,8 @@ forward(const __grid_constant__ struct fa_params params)
    * left, so that counting groups counts tiles. */
 //% if split
   struct split_tiles tiles = find_split_tiles(params, w.batch, w.kv_head);
-#define LOAD_KEYS(block) load_split<DIM_QK, PITCH_QK>(keys + (block) % STAGES * KEY_TILE, tiles.keys, block)
-#define LOAD_VALUES(block) load_split<DIM_V, PITCH_V>(values + (block) % STAGES * VALUE_TILE, tiles.values, block)
+#define LOAD_KEYS(block) load_split<BLOCK_N, DIM_QK, PITCH_QK>(keys + (block) % STAGES * KEY_TILE, tiles.keys, block)
+#define LOAD_VALUES(block) load_split<BLOCK_N, DIM_V, PITCH_V>(values + (block) % STAGES * VALUE_TILE, tiles.values, block)
 //% else
   bool key_aligned = is_aligned(params.key, ${load_bytes_qk}), value_aligned = is_aligned(params.value, ${load_bytes_v});
   const half_bits *key = (const half_bits *)params.key.data + head_offset(params.key, w.batch, w.kv_head, 0);

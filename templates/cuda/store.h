@@ -22,10 +22,14 @@ static __device__ __forceinline__ void store_output(const struct fa_params &para
         float *lse = params.lse + ((batch * params.heads_q + head) * params.seqlen_q + query) * 2;
 //% if dtype == "fp32"
         lse[0] = rows.max[m][h] * rows.query_factor[m][h];
-//% else
-        lse[0] = rows.max[m][h];
-//% end
         lse[1] = sum;
+//% else
+        /* Weights were exp2(score * factor - origin), origin being rounded; backward subtracts the maximum first. */
+        float origin = __fmul_rn(rows.max[m][h], rows.factor);
+        float rest = fabsf(origin) > 0x1p21f ? 0.0f : fmaf(rows.max[m][h], rows.factor, -origin);
+        lse[0] = rows.max[m][h];
+        lse[1] = sum * exp2_approx(-rest);
+//% end
       }
       element *row = (element *)to.data + head_offset(to, batch, head, query);
       float divisor = sum * OUTPUT_UNIT;
