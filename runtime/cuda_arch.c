@@ -30,9 +30,9 @@ static bool is_offered(const char *target, char *message) {
 }
 
 fa_status fa_cuda_device_target(int major, int minor, char target[FA_TARGET_LENGTH], char *message) {
-  /* What is special to one architecture (suffix a) first, if there are kernels for it. */
+  /* What is special to one architecture (suffix a, since 9.0) first, if there are kernels for it. */
   snprintf(target, FA_TARGET_LENGTH, "cuda:sm_%d%da", major, minor);
-  if (is_offered(target, message))
+  if (major >= 9 && is_offered(target, message))
     return FA_OK;
   snprintf(target, FA_TARGET_LENGTH, "cuda:sm_%d%d", major, minor);
   return is_offered(target, message) ? FA_OK : FA_UNSUPPORTED;

@@ -31,8 +31,10 @@ static void in_child_describe(void *argument) {
   fa_family_of_tests = &help_family;
   s->change(fake);
   CHECK_NUMBER(fa_device_target(FA_DEVICE_CUDA, s->index, target, message), s->status);
-  const char *said = s->status == FA_OK ? target : message;
-  CHECKF(strstr(said, s->expected) != NULL, "said: %s\n  expected: %s", said, s->expected);
+  if (s->status == FA_OK)
+    CHECK_TEXT(target, s->expected);
+  else
+    CHECKF(strstr(message, s->expected) != NULL, "said: %s\n  expected: %s", message, s->expected);
   CHECK_NUMBER(fake->retained, 0); /* asking makes no context */
 }
 static void nothing(fake_cuda *fake) { (void)fake; }
@@ -43,10 +45,23 @@ static void old_driver(fake_cuda *fake) { fake->version = 11030; }
 static void lacks_one(fake_cuda *fake) { fake->missing = "cuMemsetD2D8Async"; }
 static void turing(fake_cuda *fake) { fake->device[0] = (fake_device){"Fake T4", 7, 5, 40, 65536}; }
 static void newer(fake_cuda *fake) { fake->device[0] = (fake_device){"Fake R100", 13, 1, 200, 300000}; }
-static void no_family(fake_cuda *fake) {
-  static const fa_family none = {.owns_target = help_owns, .check_problem = help_check_problem};
-  fa_family_of_tests = &none;
-  fake->device[0] = (fake_device){"Fake", 9, 0, 132, 232448};
+static int takes_all(const fa_problem *problem, char *message, size_t size) {
+  (void)problem, (void)message, (void)size;
+  return 0;
+}
+static void every_suffix(fake_cuda *fake) {
+  static const fa_family family = {.owns_target = help_owns, .check_problem = takes_all};
+  fa_family_of_tests = &family;
+  (void)fake;
+}
+static int takes_none(const fa_problem *problem, char *message, size_t size) {
+  snprintf(message, size, "target is '%s'; there is no such test kernel", problem->target);
+  return -1;
+}
+static void no_kernels(fake_cuda *fake) {
+  static const fa_family family = {.owns_target = help_owns, .check_problem = takes_none};
+  fa_family_of_tests = &family;
+  (void)fake;
 }
 static void unanswered(fake_cuda *fake) {
   fake->fail = "cuDeviceGetAttribute";
@@ -56,8 +71,10 @@ static void test_describe(void) {
   static const scenario scenarios[] = {
       {nothing, 0, FA_OK, "cuda:sm_90a"},
       {nothing, 1, FA_OK, "cuda:sm_86"},
-      {no_family, 0, FA_OK, "cuda:sm_90a"},
       {newer, 0, FA_OK, "cuda:sm_131"},
+      {every_suffix, 0, FA_OK, "cuda:sm_90a"},
+      {every_suffix, 1, FA_OK, "cuda:sm_86"},
+      {no_kernels, 0, FA_UNSUPPORTED, "target is 'cuda:sm_90'; there is no such test kernel"},
       {nothing, 2, FA_INVALID_VALUE, "device_index is 2; it must be less than 2, the number of CUDA devices"},
       {nothing, 64, FA_INVALID_VALUE, "device_index is 64; it must be 0 to 63"},
       {no_device, 0, FA_UNSUPPORTED, "the CUDA driver finds no GPU"},
