@@ -29,8 +29,10 @@ static fa_status choose_config(const fa_problem *problem, const char *text, fa_c
 
 static fa_status render(const fa_problem *problem, const char *text, fa_config *config, fa_kernel *kernel,
                         char *message) {
-  fa_status status = choose_config(problem, text, config, message);
-  if (status == FA_OK && fa_render(problem, config, fa_template_dir(), kernel, message, FA_MESSAGE_SIZE) != 0)
+  fa_problem normal = *problem;
+  fa_problem_normalize(&normal);
+  fa_status status = choose_config(&normal, text, config, message);
+  if (status == FA_OK && fa_render(&normal, config, fa_template_dir(), kernel, message, FA_MESSAGE_SIZE) != 0)
     status = FA_FAILED;
   return status;
 }

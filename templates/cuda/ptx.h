@@ -7,6 +7,9 @@ typedef unsigned int u32;
 /* What a 16-bit tensor holds: the bits of ${dtype_16}. */
 typedef unsigned short half_bits;
 
+#define INF __uint_as_float(0x7f800000u)
+#define NOT_A_NUMBER __uint_as_float(0x7fffffffu)
+
 /* The address that instructions on shared memory take. */
 static __device__ __forceinline__ u32 shared_address(const void *pointer)
 {
