@@ -68,7 +68,7 @@ void *fiber_prepare(void *stack, size_t bytes, void (*entry)()) {
   uintptr_t top = ((uintptr_t)stack + bytes) & ~(uintptr_t)63;
 #if defined(__x86_64__)
   /* As behind a call: the stack pointer is 8 off a multiple of 16 when `entry` begins. */
-  uintptr_t *sp = (uintptr_t *)(top - 16);
+  uintptr_t *sp = (uintptr_t *)(top - 8);
   *--sp = (uintptr_t)entry;
   for (int i = 0; i < SAVED_WORDS; i++)
     *--sp = 0;

@@ -5,8 +5,6 @@
 
 namespace emu {
 
-void flags_launch();
-
 struct Launch {
   unsigned grid[3], block[3];
   u64 shared_bytes;
@@ -33,7 +31,10 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
   setup_static(static_begin, static_end);
   memory_launch();
   flags_launch();
-  return run_grid() ? 0 : 1;
+  catch_crashes();
+  bool whole = run_grid();
+  leave_crashes();
+  return whole ? 0 : 1;
 }
 
 } // namespace emu

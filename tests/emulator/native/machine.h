@@ -8,6 +8,7 @@
  *     copies.cpp         cp.async: data arrive early, late or at a random moment
  *     instructions.cpp   ldmatrix, mma, shuffles, atomics
  *     tensor_core.cpp    how tensor cores add; conversions of 16-bit types
+ *     crash.cpp          a crash becomes a finding
  *     report.cpp         findings
  */
 #pragma once
@@ -160,6 +161,13 @@ void setup_static(unsigned char *begin, unsigned char *end);
 /* copies.cpp */
 void copies_tick(Thread &thread); /* data of copies may arrive */
 void copies_at_exit(Thread &thread);
+
+/* crash.cpp */
+void catch_crashes();
+void leave_crashes();
+
+/* instructions.cpp */
+void flags_launch();
 
 /* report.cpp */
 void finding(uintptr_t pc, const char *format, ...) __attribute__((format(printf, 2, 3)));
