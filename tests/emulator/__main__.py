@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from emulator.attention import Case, emulate
+from emulator.attention import Case, emulate, problem
 from emulator.machine import MODELS, TIMINGS, EmulatorError, Settings
 from emulator.tensors import LAYOUTS, TORCH
+from flash_attention import _native
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,7 +36,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--scale", type=float)
     add("--layout", choices=LAYOUTS, default="contiguous")
     add("--target", default="cuda:sm_80")
-    add("--config", default="", help="k=v,... as the command line of the package takes it")
+    add("--config", default="", help="k=v,... as the command line of the package takes it; all: each of them")
     add("--without", default="", help="grad_query,grad_key,grad_value or lse: what is not wanted")
     add("--data", choices=("normal", "large"), default="normal")
     add("--seeds", type=int, default=3, help="how many; each with another timing")
@@ -56,11 +57,17 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
         tuple(n for n in args.without.split(",") if n), args.data,
     )  # fmt: skip
     cases = _sweep(case) if args.sweep else [case]
-    for case in cases:
-        for seed in range(args.seeds):
+    for case, seed in itertools.product(cases, range(args.seeds)):
+        for config in _configs(case):
             timing = args.timing or ("late", "random", "early")[seed % 3]
             settings = Settings(seed, timing, args.model, args.exp2_error, args.resident, args.shuffle)
-            yield replace(case, settings=settings)
+            yield replace(case, config=config, settings=settings)
+
+
+def _configs(case: Case) -> list[str]:
+    if case.config != "all":
+        return [case.config]
+    return _native.list_configs(problem(case.filled(), case.op))
 
 
 def _sweep(case: Case) -> Iterator[Case]:
@@ -95,7 +102,7 @@ def main(arguments: list[str]) -> int:
             print(
                 f"ok {time.perf_counter() - start:6.2f} s  {case.op} {case.dtype} d {case.head_dim}/{case.head_dim_v} "
                 f"{'causal' if case.causal else 'full'} b {case.batch} h {case.heads_q}/{case.heads_kv} "
-                f"s {case.seqlen_q}/{case.seqlen_k} {case.layout} {case.data} seed {s.seed} {s.timing}",
+                f"s {case.seqlen_q}/{case.seqlen_k} {case.layout} {case.data} {case.config} seed {s.seed} {s.timing}",
                 flush=True,
             )
     print(f"{count - failed} of {count} runs are right")
