@@ -234,10 +234,11 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
     set_phase(kernel, "end_queries", END_THREADS, 0);
 }
 
-/* Does a call add the parts of dQ in a fixed order? */
-static bool is_deterministic(const fa_problem *problem) {
-  (void)problem;
-  return true;
+/* Are the parts of dQ added in a fixed order? In fp32 that costs next to nothing. */
+static bool is_ordered(const fa_problem *problem) { return problem->dtype == FA_FP32 || problem->deterministic; }
+
+static unsigned variants(const fa_problem *problem) {
+  return problem->op == FA_BACKWARD && problem->dtype != FA_FP32 ? FA_VARIANT_DETERMINISTIC : 0;
 }
 
 /* Bytes that rows of `dim` 16-bit elements can be copied in. */
@@ -256,7 +257,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "begin_threads", BEGIN_THREADS) |
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
-         fa_constants_offer_int(constants, "deterministic", is_deterministic(problem)) |
+         fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
          fa_constants_offer_int(constants, "vector_reduce", architecture_of(problem->target) >= 90) |
          fa_constants_offer_int(constants, "min_blocks", c.num_warps <= 4 ? 2 : 1) |
          fa_constants_offer_int(constants, "shared_bytes", shared_bytes(problem, c));
@@ -295,6 +296,7 @@ const fa_family fa_family_cuda = {
     .owns_target = owns_target,
     .template_name = template_name,
     .check_problem = check_problem,
+    .variants = variants,
     .candidates = candidates,
     .check_config = check_config,
     .describe = describe,

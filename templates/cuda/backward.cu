@@ -9,7 +9,7 @@
  * A group of D_SPLITS warps has 16 keys. Keys are the rows of all but the last product, so that weights and d_scores
  * are left operands as they come, in registers (D_SPLITS = 1) or through shared memory (each warp of a group then works
  * on a part of the queries first and of the columns of dK and dV later). dQ is summed in the workspace, in fp32.
-//% if deterministic
+//% if ordered
  * Its parts are added in one fixed order: each waits for its turn.
 //% end
 //% if dtype == "fp32"

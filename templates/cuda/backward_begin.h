@@ -42,7 +42,7 @@ begin_queries(const __grid_constant__ struct fa_params params)
     if (lane == 0)
       w.stats[block * BLOCK_M + row] = stats;
   }
-//% if deterministic
+//% if ordered
   if (threadIdx.x < WARPS)
     w.turns[block * WARPS + threadIdx.x] = 0;
 //% else

@@ -146,7 +146,7 @@ static __device__ __forceinline__ void add_grad_key(float (&gradient)[2 * UNITS_
 //% end
 }
 
-//% if deterministic
+//% if ordered
 /* How many parts of dQ must have been added to a block of queries before that of this block of keys. */
 static __device__ __forceinline__ int turn_of(const struct work &w, int query_block)
 {
@@ -171,7 +171,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
   struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
   float key_factor = from.key_factors[w.key_block];
 //% end
-//% if deterministic
+//% if ordered
   int *turns = to.turns + block * WARPS + warp, turn = turn_of(w, block);
   bool my_turn = turn == 0;
 //% end
@@ -209,7 +209,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
           }
       }
     }
-//% if deterministic
+//% if ordered
     /* Every block of keys gives this part of dQ to the warp of the same number: warps wait for their own kind. */
     if (!my_turn) {
       if (lane == 0)
@@ -227,7 +227,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
           break;
         float *sum = sums + dq_offset(row + m, first_unit * 2 + n, lane);
         const float(&x)[4] = gradient[m][n];
-//% if deterministic
+//% if ordered
         if (turn == 0) {
           *(float4 *)sum = make_float4(x[0], x[1], x[2], x[3]);
           continue;
@@ -242,7 +242,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
 //% end
       }
   }
-//% if deterministic
+//% if ordered
   __syncwarp();
   if (lane == 0)
     store_release(turns, turn + 1);

@@ -48,7 +48,7 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   w.seqlen_q = (int)params.seqlen_q;
   w.seqlen_k = (int)params.seqlen_k;
   w.key_block = blockIdx.x % key_blocks;
-//% if causal && deterministic
+//% if causal && ordered
   /* A block of queries gets its parts of dQ from the last keys that it sees first: whose turn comes first starts first,
    * and nobody waits for a block of threads that has not begun. */
   w.key_block = key_blocks - 1 - w.key_block;

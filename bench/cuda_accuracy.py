@@ -1,0 +1,155 @@
+"""Errors against float64 on a GPU, beside those of PyTorch's own attention: ||error|| / ||exact||, and what is wrong.
+
+    python bench/cuda_accuracy.py            every case
+    python bench/cuda_accuracy.py --quick    small ones: is everything right at all?
+
+A row is marked where our error is more than 1.1 times PyTorch's plus one rounding, or not finite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from flash_attention import flash_attention
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+NAMES = ("output", "grad_query", "grad_key", "grad_value")
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: str
+    kind: str  # normal, positive, outliers
+    seqlen_q: int
+    seqlen_k: int
+    head_dim: int
+    head_dim_v: int
+    is_causal: bool
+    heads: tuple[int, int] = (2, 2)
+
+    def __str__(self) -> str:
+        dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"
+        mask = "causal" if self.is_causal else "full"
+        heads = "" if self.heads[0] == self.heads[1] else f" heads {self.heads[0]}/{self.heads[1]}"
+        return f"{self.dtype} {self.kind} d {dims} S {self.seqlen_q}x{self.seqlen_k} {mask}{heads}"
+
+
+def inputs(case: Case) -> list[Tensor]:
+    generator = torch.Generator("cuda").manual_seed(1)
+    shapes = [
+        (1, case.heads[0], case.seqlen_q, case.head_dim),
+        (1, case.heads[1], case.seqlen_k, case.head_dim),
+        (1, case.heads[1], case.seqlen_k, case.head_dim_v),
+        (1, case.heads[0], case.seqlen_q, case.head_dim_v),
+    ]
+    tensors = [torch.randn(shape, generator=generator, device="cuda") for shape in shapes]
+    if case.kind == "positive":
+        tensors[2] = tensors[2].abs()
+    if case.kind == "outliers":
+        for tensor in tensors[:3]:
+            tensor[..., [1, tensor.shape[-1] // 3, tensor.shape[-1] // 2]] *= 100
+    return [tensor.to(DTYPES[case.dtype]) for tensor in tensors]
+
+
+def run(attention, tensors: list[Tensor], **options) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors[:3]]
+    output = attention(*leaves, **options)
+    return [output.detach(), *torch.autograd.grad(output, leaves, tensors[3])]
+
+
+def exact(case: Case, tensors: list[Tensor], scale: float) -> list[Tensor]:
+    """float64, a block of queries at a time."""
+    query, key, value, grad = (tensor.double() for tensor in tensors)
+    group = case.heads[0] // case.heads[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    output = torch.empty_like(grad)
+    dq, dk, dv = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for begin in range(0, case.seqlen_q, 2048):
+        rows = slice(begin, min(begin + 2048, case.seqlen_q))
+        scores = query[:, :, rows] @ key.mT * scale
+        if case.is_causal:
+            hidden = torch.arange(case.seqlen_k, device="cuda") > torch.arange(begin, rows.stop, device="cuda")[:, None]
+            scores.masked_fill_(hidden, -math.inf)
+        weights = torch.softmax(scores, -1)
+        output[:, :, rows] = weights @ value
+        dv += weights.mT @ grad[:, :, rows]
+        delta = (grad[:, :, rows] * output[:, :, rows]).sum(-1, keepdim=True)
+        scores = weights * (grad[:, :, rows] @ value.mT - delta) * scale
+        dq[:, :, rows] = scores @ key
+        dk += scores.mT @ query[:, :, rows]
+    return [output, dq, *(x.unflatten(1, (-1, group)).sum(2) for x in (dk, dv))]
+
+
+def errors(results: list[Tensor], expected: list[Tensor]) -> list[float]:
+    return [((a.double() - e).norm() / e.norm()).item() for a, e in zip(results, expected, strict=True)]
+
+
+def peer_of(case: Case) -> SDPBackend:
+    if case.dtype != "fp32" and case.head_dim == case.head_dim_v:
+        return SDPBackend.FLASH_ATTENTION
+    return SDPBackend.EFFICIENT_ATTENTION
+
+
+def check(case: Case) -> bool:
+    tensors = inputs(case)
+    scale = 1e-3 if case.kind == "outliers" else case.head_dim**-0.5
+    options = {"is_causal": case.is_causal, "scale": scale, "enable_gqa": case.heads[0] != case.heads[1]}
+    expected = exact(case, tensors, scale)
+    ours = errors(run(flash_attention, tensors, **options), expected)
+    with sdpa_kernel([peer_of(case), SDPBackend.MATH]):
+        theirs = errors(run(scaled_dot_product_attention, tensors, **options), expected)
+    good = [a <= 1.1 * b + ROUNDING[case.dtype] for a, b in zip(ours, theirs, strict=True)]
+    numbers = "  ".join(f"{a:.2e}/{b:.2e}{'' if g else ' <--'}" for a, b, g in zip(ours, theirs, good, strict=True))
+    print(f"{case!s:48} {numbers}", flush=True)
+    return all(good)
+
+
+def cases(quick: bool) -> list[Case]:
+    found = []
+    for dtype in DTYPES:
+        for head_dim, is_causal in itertools.product((64, 128) if quick else (64, 128, 256), (False, True)):
+            found.append(Case(dtype, "normal", 512, 512, head_dim, head_dim, is_causal))
+        for head_dim, head_dim_v in ((1, 1), (8, 8), (33, 20), (80, 80), (96, 96), (160, 160), (192, 128), (256, 256)):
+            found.append(Case(dtype, "normal", 193, 321, head_dim, head_dim_v, head_dim % 3 == 0))
+        for length in (1, 15, 17, 63, 64, 65, 127, 129):
+            found.append(Case(dtype, "normal", length, 130 - length, 64, 64, length % 4 == 1))
+        found.append(Case(dtype, "normal", 200, 300, 64, 64, True, (6, 2)))
+        if quick:
+            continue
+        for kind, head_dim in itertools.product(("normal", "positive", "outliers"), (64, 128)):
+            found.append(Case(dtype, kind, 4096, 4096, head_dim, head_dim, True))
+            found.append(Case(dtype, kind, 16384, 16384, head_dim, head_dim, False, (1, 1)))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small cases only")
+    arguments = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}; ours/PyTorch's: {', '.join(NAMES)}")
+    chosen = cases(arguments.quick)
+    wrong = 0
+    for case in chosen:
+        try:
+            wrong += not check(case)
+        except (RuntimeError, NotImplementedError) as error:
+            wrong += 1
+            print(f"{case!s:48} {type(error).__name__}: {str(error)[:300]}", flush=True)
+            if "CUDA error" in str(error) or "illegal" in str(error):
+                break
+    print(f"{len(chosen) - wrong} passed, {wrong} failed")
+    return wrong > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
