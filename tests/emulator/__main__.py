@@ -13,6 +13,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from emulator.attention import Case, emulate, problem
 from emulator.machine import MODELS, TIMINGS, EmulatorError, Settings
 from emulator.tensors import LAYOUTS, TORCH
@@ -28,6 +31,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--head-dim", type=int, default=64)
     add("--head-dim-v", type=int, default=0)
     add("--causal", action="store_true")
+    add("--deterministic", action="store_true")
     add("--batch", type=int, default=1)
     add("--heads-q", type=int, default=2)
     add("--heads-kv", type=int, default=0)
@@ -45,6 +49,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--exp2-error", type=int, default=2, help="units in the last place by which exp2_approx may be off")
     add("--resident", type=int, default=4, help="blocks at once")
     add("--shuffle", action="store_true", help="blocks begin in random order")
+    add("--drain", action="store_true", help="report copies that are under way when a thread ends")
     add("--sweep", action="store_true", help="many sizes, layouts, heads; the options above are the first of each")
     add("--keep-going", action="store_true", help="do not stop at the first case that is wrong")
     return parser.parse_args(arguments)
@@ -52,7 +57,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
     case = Case(
-        args.op, args.dtype, args.head_dim, args.head_dim_v, args.causal, args.batch, args.heads_q, args.heads_kv,
+        args.op, args.dtype, args.head_dim, args.head_dim_v, args.causal, args.deterministic, args.batch, args.heads_q, args.heads_kv,
         args.seqlen_q, args.seqlen_k, args.scale, args.layout, args.target, args.config,
         tuple(n for n in args.without.split(",") if n), args.data,
     )  # fmt: skip
@@ -60,7 +65,7 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
     for case, seed in itertools.product(cases, range(args.seeds)):
         for config in _configs(case):
             timing = args.timing or ("late", "random", "early")[seed % 3]
-            settings = Settings(seed, timing, args.model, args.exp2_error, args.resident, args.shuffle)
+            settings = Settings(seed, timing, args.model, args.exp2_error, args.resident, args.shuffle, args.drain)
             yield replace(case, config=config, settings=settings)
 
 
@@ -84,14 +89,26 @@ def _sweep(case: Case) -> Iterator[Case]:
         yield replace(base, data="large", seqlen_q=80, seqlen_k=144, heads_q=1)
 
 
+def _compare(case: Case, results: dict[str, Tensor], before: dict[Case, dict[str, Tensor]]) -> None:
+    """What must be repeatable has the same bits for every seed and timing."""
+    if case.op == "backward" and not case.deterministic:
+        return
+    earlier = before.setdefault(replace(case, settings=Settings()), results)
+    for name, tensor in results.items():
+        if not torch.equal(tensor.nan_to_num(7.0), earlier[name].nan_to_num(7.0)):
+            raise EmulatorError(f"{case}\n{name} has other bits with another seed")
+
+
 def main(arguments: list[str]) -> int:
     args = _parse(arguments)
     failed = count = 0
+    before: dict[Case, dict[str, Tensor]] = {}
     for case in _cases(args):
         start = time.perf_counter()
         count += 1
         try:
-            emulate(case)
+            results = emulate(case)
+            _compare(case, results, before)
         except EmulatorError as error:
             failed += 1
             print(f"FAILED {case}\n{error}\n", flush=True)
@@ -101,7 +118,7 @@ def main(arguments: list[str]) -> int:
             s = case.settings
             print(
                 f"ok {time.perf_counter() - start:6.2f} s  {case.op} {case.dtype} d {case.head_dim}/{case.head_dim_v} "
-                f"{'causal' if case.causal else 'full'} b {case.batch} h {case.heads_q}/{case.heads_kv} "
+                f"{'causal' if case.causal else 'full'}{' deterministic' * case.deterministic} b {case.batch} h {case.heads_q}/{case.heads_kv} "
                 f"s {case.seqlen_q}/{case.seqlen_k} {case.layout} {case.data} {case.config} seed {s.seed} {s.timing}",
                 flush=True,
             )

@@ -48,6 +48,7 @@ class Case:
     head_dim: int = 64
     head_dim_v: int = 0  # 0: as head_dim
     causal: bool = False
+    deterministic: bool = False
     batch: int = 1
     heads_q: int = 2
     heads_kv: int = 0  # 0: as heads_q
@@ -93,7 +94,9 @@ def plan(case: Case, op: str) -> Plan:
 
 
 def problem(case: Case, op: str) -> _native.Problem:
-    return _native.problem(op, case.dtype, case.head_dim, case.head_dim_v, case.causal, case.target)
+    result = _native.problem(op, case.dtype, case.head_dim, case.head_dim_v, case.causal, case.target)
+    result.deterministic = case.deterministic
+    return result
 
 
 def config(case: Case, op: str) -> bytes:

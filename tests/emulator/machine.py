@@ -34,6 +34,7 @@ class _Launch(ctypes.Structure):
         ("exp2_error", ctypes.c_int),
         ("resident", ctypes.c_int),
         ("shuffle", ctypes.c_int),
+        ("drain", ctypes.c_int),
         ("shared_alignment", ctypes.c_int),
     )
 
@@ -63,6 +64,7 @@ class Settings:
     exp2_error: int = 0  # units in the last place by which 2^x may be off
     resident: int = 4  # blocks at once
     shuffle: bool = False  # blocks begin in random order
+    drain: bool = False  # copies that are under way when a thread ends are a finding
 
 
 @dataclass
@@ -153,6 +155,7 @@ class Session:
             settings.exp2_error,
             settings.resident,
             settings.shuffle,
+            settings.drain,
             module.emu_shared_alignment(),
         )
         static = (ctypes.c_void_p * 2)()

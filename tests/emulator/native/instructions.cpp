@@ -186,10 +186,13 @@ extern "C" float emu_exp2_approx(float x) {
   if (y < 0x1p-126f)
     return 0;
   if (machine.settings.exp2_error && std::isfinite(y)) {
-    int off = (int)random_below((u32)(2 * machine.settings.exp2_error + 1)) - machine.settings.exp2_error;
-    int32_t bits;
+    /* Always the same for the same x, as a processor's. */
+    u32 bits, hash;
+    memcpy(&hash, &x, 4);
     memcpy(&bits, &y, 4);
-    bits += off;
+    hash = (hash ^ hash >> 15) * 0x2c1b3c6du;
+    hash = (hash ^ hash >> 12) * 0x297a2d39u;
+    bits += (hash >> 8) % (u32)(2 * machine.settings.exp2_error + 1) - (u32)machine.settings.exp2_error;
     memcpy(&y, &bits, 4);
   }
   return y;

@@ -9,14 +9,14 @@ struct Launch {
   unsigned grid[3], block[3];
   u64 shared_bytes;
   u64 seed;
-  int timing, model, exp2_error, resident, shuffle, shared_alignment;
+  int timing, model, exp2_error, resident, shuffle, drain, shared_alignment;
 };
 
 /* Runs one launch; returns 0 when every thread came to its end. What was found is in emu_findings(). */
 extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launch *launch, unsigned char *static_begin,
                           unsigned char *static_end) {
   machine.settings = {launch->seed,       launch->timing,   launch->model,
-                      launch->exp2_error, launch->resident, launch->shuffle};
+                      launch->exp2_error, launch->resident, launch->shuffle, launch->drain};
   machine.random = launch->seed * 0x9e3779b97f4a7c15ull + 0x1234567;
   if (!machine.random)
     machine.random = 1;

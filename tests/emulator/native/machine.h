@@ -112,6 +112,7 @@ struct Settings {
   int exp2_error; /* 2^x is off by at most so many units in the last place, at random */
   int resident;   /* blocks at once */
   int shuffle;    /* blocks begin in random order */
+  int drain;      /* copies that are under way when a thread ends are a finding */
 };
 
 struct Machine {
