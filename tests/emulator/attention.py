@@ -171,24 +171,35 @@ def emulate(case: Case) -> dict[str, Tensor]:
         }
         problems += run_op(case, "backward", {**given, **wanted}, Memory("lse", lse.array))
         results.update({name: s.tensor for name, s in wanted.items()})
+    magnitudes = _magnitudes(case, values) if sk else expected
     for name, actual in results.items():
-        problems += _check(case, name, actual, expected[name])
+        problems += _check(case, name, actual, expected[name], magnitudes[name])
     if problems:
         raise EmulatorError("\n".join([str(case), *problems]))
     return {name: t.clone() for name, t in results.items()}
 
 
-def _check(case: Case, name: str, actual: Tensor, expected: Tensor) -> list[str]:
-    """Far coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
-    if not expected.numel():
-        return []
-    rounding = tensors.ROUNDING[case.dtype]
-    scale = expected.square().mean().sqrt()
-    bound = rounding * (4 * expected.abs() + 16 * scale + 1e-3)
-    if case.dtype == "fp32":
-        bound = bound * (16 if case.data == "normal" else 256)
-    elif case.data != "normal":
-        bound = bound * 4
+def _magnitudes(case: Case, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output and gradients with every term counted positive: what errors are in proportion to."""
+    q, k, v, do = (x.double() for x in values.values())
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = q @ k.mT * case.scale
+    if case.causal:
+        scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    p = torch.softmax(scores, -1)
+    # The error of a weight grows with the sizes of the products in its score, and small ones underflow in fp16.
+    per_score = 2.0**-24 / tensors.ROUNDING[case.dtype]
+    floor = 2.0**-100 if case.dtype == "bf16" else 2.0**-13
+    p = p * (1 + per_score * (q.abs() @ k.abs().mT * abs(case.scale))) + (p > 0) * floor
+    ds = p * (do.abs() @ v.abs().mT + (do.abs() * (p @ v.abs())).sum(-1, keepdim=True)) * abs(case.scale)
+    dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (ds.mT @ q.abs(), p.mT @ do.abs()))
+    return {"output": p @ v.abs(), "grad_query": ds @ k.abs(), "grad_key": dk, "grad_value": dv}
+
+
+def _check(case: Case, name: str, actual: Tensor, expected: Tensor, magnitude: Tensor) -> list[str]:
+    """Coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
+    units = 2 if case.dtype != "fp32" else 2 * (1 + case.settings.exp2_error)
+    bound = tensors.ROUNDING[case.dtype] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
     wrong = ~((actual.double() - expected).abs() <= bound)
     return [tensors.describe_wrong(name, actual, expected, wrong)] if wrong.any() else []
-

@@ -13,6 +13,7 @@ from emulator.machine import Memory
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+SMALLEST = {"fp32": 2.0**-126, "fp16": 2.0**-24, "bf16": 2.0**-126}
 LAYOUTS = ("contiguous", "bshd", "odd", "offset", "columns", "reversed", "padded")
 
 
