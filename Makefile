@@ -142,6 +142,12 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/c/%.o $(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
+# Stands in for the CUDA driver, so that the CUDA runtime is tested where there is no GPU.
+$(BUILD)/tests/libfake_cuda.so: $(BUILD)/obj/tests/c/fake_cuda.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -shared $^ -o $@ $(LIBS)
+$(filter $(BUILD)/tests/test_cuda%, $(TESTS:%=$(BUILD)/tests/%.passed)): $(BUILD)/tests/libfake_cuda.so
+
 $(BUILD)/tests/%.passed: $(BUILD)/tests/%
 	$(RUNNER) $<
 	@touch $@

@@ -1,6 +1,6 @@
 """The table of speeds on a GPU: this against every backend of scaled_dot_product_attention.
 
-    python bench/cuda_table.py --output results [--dtypes fp32 bf16] [--head-dims 64 128 256] [--seqlens 512 16384]
+python bench/cuda_table.py --output results [--dtypes fp32 bf16] [--head-dims 64 128 256] [--seqlens 512 16384]
 """
 
 from __future__ import annotations

@@ -33,4 +33,6 @@ typedef struct fa_family {
 extern const fa_family fa_family_cpu;  /* family_cpu.c */
 extern const fa_family fa_family_cuda; /* family_cuda.c */
 
+extern const fa_family *fa_family_of_tests; /* NULL, or looked at before all others */
+
 #endif

@@ -167,8 +167,11 @@ static int check_backward(const fa_problem *problem, cuda_config c, char *messag
 
 static int check_config(const fa_problem *problem, const fa_config *config, char *message, size_t message_size) {
   cuda_config c = read_config(config);
-  if (check_range("num_warps", c.num_warps, 1, 8, 1, message, message_size) != 0 ||
-      check_range("num_stages", c.num_stages, 1, 4, 1, message, message_size) != 0 ||
+  if (c.num_warps != 1 && c.num_warps != 2 && c.num_warps != 4 && c.num_warps != 8) {
+    snprintf(message, message_size, "num_warps is %d; it must be 1, 2, 4 or 8", c.num_warps);
+    return -1;
+  }
+  if (check_range("num_stages", c.num_stages, 1, 4, 1, message, message_size) != 0 ||
       (problem->op == FA_FORWARD ? check_forward : check_backward)(problem, c, message, message_size) != 0)
     return -1;
   int bytes = shared_bytes(problem, c), limit = shared_limit(problem->target);

@@ -30,9 +30,9 @@ static bool is_offered(const char *target, char *message) {
 }
 
 fa_status fa_cuda_device_target(int major, int minor, char target[FA_TARGET_LENGTH], char *message) {
-  /* What is special to one architecture (suffix a) first, if there are kernels for it. */
+  /* What is special to one architecture (suffix a, since 9.0) first, if there are kernels for it. */
   snprintf(target, FA_TARGET_LENGTH, "cuda:sm_%d%da", major, minor);
-  if (is_offered(target, message))
+  if (major >= 9 && is_offered(target, message))
     return FA_OK;
   snprintf(target, FA_TARGET_LENGTH, "cuda:sm_%d%d", major, minor);
   return is_offered(target, message) ? FA_OK : FA_UNSUPPORTED;
@@ -47,6 +47,9 @@ bool fa_cuda_lower_target(const char *target, char lower[FA_TARGET_LENGTH]) {
   return is_offered(lower, ignored);
 }
 
+/* Of Tegra: a cubin for these runs on them alone, and none of another architecture on them. */
+static bool is_embedded(int arch) { return arch == 72 || arch == 87 || arch == 88 || arch == 101 || arch == 110; }
+
 /* A cubin runs on its own major version from its own minor version on; PTX on everything newer, but the driver has to
  * compile it. What has a suffix runs on exactly one architecture. */
 fa_status fa_cuda_choose_arch(const char *target, const int *supported, int count, fa_cuda_choice *choice,
@@ -57,13 +60,14 @@ fa_status fa_cuda_choose_arch(const char *target, const int *supported, int coun
   int best = 0;
   char known[256] = "";
   for (int i = 0; i < count; i++) {
-    if (supported[i] <= arch.number && supported[i] > best)
+    if (supported[i] == arch.number ||
+        (supported[i] < arch.number && supported[i] > best && !is_embedded(supported[i])))
       best = supported[i];
     fa_append(known, sizeof known, "%ssm_%d", i ? ", " : "", supported[i]);
   }
   if (best == 0 || (arch.suffix && best != arch.number))
     return fa_fail(FA_UNSUPPORTED, message, "NVRTC does not compile for %s; this version knows %s", target, known);
-  choice->is_ptx = best / 10 != arch.number / 10;
+  choice->is_ptx = best != arch.number && (best / 10 != arch.number / 10 || is_embedded(arch.number));
   if (choice->is_ptx)
     snprintf(choice->name, sizeof choice->name, "compute_%d", best);
   else if (arch.suffix)

@@ -73,7 +73,7 @@ static fa_status copy(fa_device_type type, int device_index, void *stream, void 
                       fa_copy_kind kind, char *message) {
   const fa_device *device = NULL;
   fa_status status = fa_find_device(type, device_index, &device, message);
-  return status == FA_OK ? device->ops->copy(device, stream, to, from, bytes, kind, message) : status;
+  return device ? device->ops->copy(device, stream, to, from, bytes, kind, message) : status;
 }
 
 fa_status fa_copy_to_device(fa_device_type type, int device_index, void *stream, void *to, const void *from,

@@ -48,6 +48,7 @@ typedef struct fa_trial_limits {
   int64_t elements; /* of one tensor, at most */
   int64_t heads;    /* with as many heads as this, or rows of queries in all heads, the device is busy: more may be */
   int64_t rows;     /* left out; with fewer, shorter sequences are taken instead */
+  int candidates;   /* that are tried, unless all are asked for */
   double seconds;   /* after as long, no further run of one candidate is begun */
 } fa_trial_limits;
 

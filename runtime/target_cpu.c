@@ -50,7 +50,7 @@ static bool lower_target(const char *target, char lower[FA_TARGET_LENGTH]) {
 static void limit_trial(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits) {
   (void)device;
   (void)problem;
-  *limits = (fa_trial_limits){.flops = 1.1e9, .elements = 1 << 21, .heads = 1, .seconds = 0.06};
+  *limits = (fa_trial_limits){.flops = 1.1e9, .elements = 1 << 21, .heads = 1, .candidates = 4, .seconds = 0.06};
 }
 
 static fa_status copy(const fa_device *device, void *stream, void *to, const void *from, size_t bytes,

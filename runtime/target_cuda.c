@@ -31,6 +31,7 @@ static void limit_trial(const fa_device *device, const fa_problem *problem, fa_t
   limits->elements = 1 << 25; /* 64 MB of a 16-bit type: more than the caches, and two ways to fill each SM */
   limits->heads = device->processors;
   limits->rows = (int64_t)256 * device->processors;
+  limits->candidates = 6;
   limits->seconds = 0.02;
 }
 

@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SOME_CANDIDATES = 4 };
-
 /* A first call shall take 3 seconds at most, on two slow cores too: after these times nothing new is begun. */
 static const double BUILD_SECONDS = 1.2, TIMING_SECONDS = 2.2;
 static const double CLEARLY_FASTER = 0.98;
@@ -45,14 +43,16 @@ static void drop(search *s, int i, const char *reason) {
 
 /* List candidates and build them; on a compiler that lacks an instruction set, for the next simpler target. */
 static fa_status build_candidates(search *s, char *message) {
+  fa_trial_limits limits;
+  s->device->ops->limit_trial(s->device, &s->problem, &limits);
   for (;;) {
     int count = fa_candidates(&s->problem, s->bucket, s->configs, message, FA_MESSAGE_SIZE);
     if (count < 1)
       return FA_FAILED;
     if (s->autotune == FA_TUNE_NONE)
       count = 1;
-    if (s->autotune == FA_TUNE_SOME && count > SOME_CANDIDATES)
-      count = SOME_CANDIDATES;
+    if (s->autotune == FA_TUNE_SOME && count > limits.candidates)
+      count = limits.candidates;
     double budget = s->autotune == FA_TUNE_ALL ? INFINITY : BUILD_SECONDS;
     fa_build_all(s->device->ops, &s->problem, s->configs, count, budget, &s->progress, s->built);
     s->count = count;

@@ -37,8 +37,9 @@ def test_info_names_versions_compiler_cache_and_every_variable(tmp_path: Path) -
     for needed in (
         "Python: ",
         "PyTorch: ",
-        "NVRTC: ",
-        "compiler: ",
+        "cuda target: ",
+        "cuda compiler: ",
+        "\ncompiler: ",
         "cpu target: cpu:",
         f"cache: {tmp_path / 'cache'}",
     ):
@@ -86,12 +87,27 @@ def test_compile_says_size_time_and_compiler(tmp_path: Path) -> None:
     assert not list(cache.glob("**/*")), "compile leaves the cache alone"
 
 
+def test_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    """NVRTC needs no GPU; what a kernel takes of one is said."""
+    kernel = tmp_path / "kernel.cubin"
+    if "cuda compiler: none" in output("info"):
+        pytest.skip("there is no NVRTC here")
+    arguments = ("compile", "--op", "forward", "--dtype", "fp16", "--head-dim", "64", "--target", "cuda:sm_80")
+    run = command(*arguments, "-o", str(kernel))
+    if run.returncode != 0 and "must belong to a kernel family that is there" in run.stderr:
+        pytest.skip("there are no CUDA kernels yet")
+    assert run.returncode == 0, run.stderr
+    for needed in ("compiler: NVRTC ", "command: nvrtc --gpu-architecture=sm_80 ", "registers: ", "shared memory: "):
+        assert needed in run.stdout
+    assert kernel.read_bytes()[:4] == b"\x7fELF"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("source", *PROBLEM[:-1], "640"), "head_dim is 640"),
         (("source", *PROBLEM, "--target", "cpu:z80"), "cpu:z80"),
-        (("source", *PROBLEM, "--target", "cuda:sm_80"), "cuda:sm_80"),
+        (("source", *PROBLEM, "--target", "cuda:z80"), "cuda:z80"),
         (("source", *PROBLEM, "--target", "x" * 99), "target"),
         (("source", *PROBLEM, "--config", "block_m=-1"), "block_m"),
         (("source", *PROBLEM, "--config", "colour=3"), "colour"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from flash_attention import _native
 
@@ -20,7 +18,7 @@ ENVIRONMENT = {
     "FLASH_ATTENTION_AUTOTUNE": "0: take the best guess; 1 (if not set): time a handful of configs; max: time all",
     "FLASH_ATTENTION_VERBOSE": "1: say on standard error what is compiled and tuned",
     "CC": "C compiler with its arguments; cc, gcc or clang if not set",
-    "CUDA_HOME": "where NVRTC is looked for if PyTorch brings none",
+    "CUDA_HOME": "where NVRTC is looked for if Python's packages bring none; CUDA_PATH after it",
     "XDG_CACHE_HOME": "the cache is in flash_attention below it; ~/.cache if not set",
 }
 
@@ -48,19 +46,8 @@ def native_problem(arguments: argparse.Namespace) -> _native.Problem:
         head_dim_v=arguments.head_dim_v or arguments.head_dim,
         is_causal=arguments.causal,
         target=arguments.target or _native.device_target("cpu"),
+        deterministic=arguments.deterministic,
     )
-
-
-def find_nvrtc() -> str | None:
-    """NVRTC as PyTorch's packages bring it, else below CUDA_HOME, else where the system's loader finds it."""
-    places = [(folder, "nvidia/*/lib/libnvrtc.so.*") for folder in sys.path if folder]
-    if os.environ.get("CUDA_HOME"):
-        places.append((os.environ["CUDA_HOME"], "lib*/libnvrtc.so.*"))
-    for folder, pattern in places:
-        found = sorted(Path(folder).glob(pattern))
-        if found:
-            return str(found[0])
-    return ctypes.util.find_library("nvrtc")
 
 
 def run_info(arguments: argparse.Namespace) -> None:
@@ -70,13 +57,8 @@ def run_info(arguments: argparse.Namespace) -> None:
     print(f"Python: {platform.python_version()}, {platform.platform()}")
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     print(f"PyTorch: {torch.__version__} ({cuda}), {torch.get_num_threads()} threads")
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        print(f"GPU {index}: {properties.name}, compute capability {properties.major}.{properties.minor}")
-    if not torch.cuda.device_count():
-        print("GPU: none that PyTorch can use")
+    print(f"GPUs that PyTorch can use: {torch.cuda.device_count()}")
     print(_native.info().rstrip())
-    print(f"NVRTC: {find_nvrtc() or 'not found'} (for CUDA kernels, which are not there yet)")
     print("Environment:")
     for name, meaning in ENVIRONMENT.items():
         print(f"  {name}={os.environ[name]}" if name in os.environ else f"  {name} is not set ({meaning})")
@@ -99,6 +81,9 @@ def run_compile(arguments: argparse.Namespace) -> None:
     print(f"command: {compiled.command}")
     print(f"time: {compiled.seconds:.2f} s")
     print(f"size: {len(compiled.image)} bytes")
+    if compiled.registers:
+        print(f"registers: {compiled.registers} of a thread, {compiled.spill_bytes} bytes spilled")
+        print(f"static shared memory: {compiled.shared_bytes} bytes of a block")
     if compiled.log.strip():
         print(f"compiler's messages:\n{compiled.log.rstrip()}")
     if arguments.output:
@@ -160,6 +145,9 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-dim", type=positive, required=True, metavar="N", help="of query and key, 1 to 256")
     parser.add_argument("--head-dim-v", type=positive, metavar="N", help="of value and output (default: --head-dim)")
     parser.add_argument("--causal", action="store_true", help="query i sees keys 0 to i")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same call gives the same bits (on a CPU it always does)"
+    )
     parser.add_argument(
         "--target",
         help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:neon, cuda:sm_80, ... (default: this machine's CPU)",

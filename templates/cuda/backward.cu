@@ -86,38 +86,45 @@ backward(const __grid_constant__ struct fa_params params)
   clear_shared(shared, ${shared_bytes});
   __syncthreads();
 //% end
-  load_key_values(tiles, params, w);
+  float grad_key[2 * UNITS_QK][4] = {}, grad_value[2 * UNITS_V][4] = {};
+  struct cursor now = begin_steps(params, w), next = now;
+  if (w.num_steps > 0)
+    load_key_values(tiles, params, w);
 #pragma unroll
   for (int step = 0; step < STAGES - 1; step++) {
-    if (step < w.num_steps)
-      load_queries(tiles, params, w, step);
+    if (step < w.num_steps) {
+      load_queries(tiles, params, w, next);
+      advance(next, params, w);
+    }
     copy_commit();
   }
-  float grad_key[2 * UNITS_QK][4] = {}, grad_value[2 * UNITS_V][4] = {};
   for (int step = 0; step < w.num_steps; step++) {
 //% if num_stages == 1
     __syncthreads(); /* every warp is past the tiles */
-    load_queries(tiles, params, w, step);
+    load_queries(tiles, params, w, now);
     copy_commit();
     copy_wait<0>();
     __syncthreads();
 //% else
     copy_wait<STAGES - 2>();
     __syncthreads(); /* every warp is past the tiles of the last step */
-    if (step + STAGES - 1 < w.num_steps)
-      load_queries(tiles, params, w, step + STAGES - 1);
+    if (step + STAGES - 1 < w.num_steps) {
+      load_queries(tiles, params, w, next);
+      advance(next, params, w);
+    }
     copy_commit();
 //% end
     struct scores scores;
-    compute_scores(scores, tiles, params, w, step);
+    compute_scores(scores, tiles, params, w, now);
     share_scores(scores, tiles);
     __syncthreads();
     if (params.grad_value.data)
-      add_grad_value(grad_value, scores, tiles, step);
+      add_grad_value(grad_value, scores, tiles, now.stage);
     if (params.grad_key.data)
-      add_grad_key(grad_key, scores, tiles, step);
+      add_grad_key(grad_key, scores, tiles, now.stage);
     if (params.grad_query.data)
-      add_grad_query(tiles, params, w, step);
+      add_grad_query(tiles, w, now);
+    advance(now, params, w);
   }
   int first_key = w.first_key + threadIdx.x / 32 / D_SPLITS * 16, part = threadIdx.x / 32 % D_SPLITS;
   if (params.grad_key.data)

@@ -116,9 +116,8 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[2 * UNITS]
 }
 
 static __device__ __forceinline__ void add_grad_value(float (&gradient)[2 * UNITS_V][4], const struct scores &s,
-                                                      const struct tiles &tiles, int step)
+                                                      const struct tiles &tiles, int stage)
 {
-  int stage = step % STAGES;
   add_gradient<UNITS_V, DIM_V, PITCH_V>(gradient, s.weights,
 //% if d_splits > 1
                                         tiles.weights,
@@ -134,9 +133,8 @@ static __device__ __forceinline__ void add_grad_value(float (&gradient)[2 * UNIT
 }
 
 static __device__ __forceinline__ void add_grad_key(float (&gradient)[2 * UNITS_QK][4], const struct scores &s,
-                                                    const struct tiles &tiles, int step)
+                                                    const struct tiles &tiles, int stage)
 {
-  int stage = step % STAGES;
   add_gradient<UNITS_QK, DIM_QK, PITCH_QK>(gradient, s.d_scores, tiles.d_scores, tiles.queries + stage * QUERY_TILE,
 //% if split
                                            tiles.query_factors[stage] *
@@ -160,19 +158,14 @@ static __device__ __forceinline__ int turn_of(const struct work &w, int query_bl
 
 //% end
 /* dQ of a step, summed in the workspace. */
-static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles, const struct fa_params &params,
-                                                      const struct work &w, int step)
+static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles, const struct work &w,
+                                                      const struct cursor &c)
 {
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = step_block(w, step);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int first_row_tile = warp % DQ_ROW_WARPS * DQ_ROWS, first_unit = warp / DQ_ROW_WARPS * DQ_UNITS;
-  struct workspace to = find_workspace(params, w.batch, step_head(w, step));
-  float *sums = to.grad_query + (long long)block * (BLOCK_M * DIM_QK);
-//% if split
-  struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
-  float key_factor = from.key_factors[w.key_block];
-//% end
+  float *sums = c.at.grad_query + (long long)c.block * (BLOCK_M * DIM_QK);
 //% if ordered
-  int *turns = to.turns + block * WARPS + warp, turn = turn_of(w, block);
+  int *turns = c.at.turns + c.block * WARPS + warp, turn = turn_of(w, c.block);
   bool my_turn = turn == 0;
 //% end
   for (int row = first_row_tile; row < BLOCK_M / 16; row += DQ_ROW_WARPS * DQ_ROWS) {
@@ -186,7 +179,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
       for (int m = 0; m < DQ_ROWS; m++)
         load_fragment_trans(a[m], a_at + (k * 16 * PITCH_M + m * 16) * 2, BLOCK_N * PITCH_M);
 //% if split
-      float factor = tiles.d_score_factors[k] * key_factor;
+      float factor = tiles.d_score_factors[k] * w.key_factor;
 //% end
 #pragma unroll
       for (int unit = 0; unit < DQ_UNITS; unit++) {

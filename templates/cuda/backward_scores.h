@@ -39,6 +39,10 @@ struct work {
   int batch, kv_head, group_size, key_block, first_key, seqlen_q, seqlen_k;
   int first_block, blocks; /* of queries that see one of the keys */
   int num_steps;           /* group_size times blocks */
+  float factor;            /* from scores to exponents of 2 */
+//% if dtype == "fp32"
+  float key_factor, value_factor; /* 2^-k of the block's K and V */
+//% end
 };
 
 static __device__ __forceinline__ struct work find_work(const struct fa_params &params)
@@ -68,17 +72,36 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
     w.blocks = 0; /* nobody sees these keys */
 //% end
   w.num_steps = w.group_size * w.blocks;
+  w.factor = softmax_factor(params);
+//% if dtype == "fp32"
+  struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
+  w.key_factor = from.key_factors[w.key_block];
+  w.value_factor = from.value_factors[w.key_block];
+//% end
   return w;
 }
 
-/* The queries of a step: a head and a block of its queries. */
-static __device__ __forceinline__ int step_head(const struct work &w, int step)
+/* The queries of a step: a head of the group and a block of its queries. */
+struct cursor {
+  int head, block, stage;
+  struct workspace at; /* of the head */
+};
+
+static __device__ __forceinline__ struct cursor begin_steps(const struct fa_params &params, const struct work &w)
 {
-  return w.kv_head * w.group_size + step / w.blocks;
+  int head = w.kv_head * w.group_size;
+  return {head, w.first_block, 0, find_workspace(params, w.batch, head)};
 }
-static __device__ __forceinline__ int step_block(const struct work &w, int step)
+
+static __device__ __forceinline__ void advance(struct cursor &c, const struct fa_params &params, const struct work &w)
 {
-  return w.first_block + step % w.blocks;
+  c.stage = c.stage + 1 < STAGES ? c.stage + 1 : 0;
+  c.block++;
+  if (c.block == w.first_block + w.blocks) {
+    c.block = w.first_block;
+    c.head++;
+    c.at = find_workspace(params, w.batch, c.head);
+  }
 }
 
 static __device__ __forceinline__ void load_key_values(const struct tiles &tiles, const struct fa_params &params,
@@ -100,10 +123,10 @@ static __device__ __forceinline__ void load_key_values(const struct tiles &tiles
 
 /* Q, dO and the statistics of a step, to its stage of the tiles. */
 static __device__ __forceinline__ void load_queries(const struct tiles &tiles, const struct fa_params &params,
-                                                    const struct work &w, int step)
+                                                    const struct work &w, const struct cursor &c)
 {
-  int head = step_head(w, step), block = step_block(w, step), stage = step % STAGES;
-  struct workspace from = find_workspace(params, w.batch, head);
+  const struct workspace &from = c.at;
+  int stage = c.stage, block = c.block;
 //% if dtype == "fp32"
   load_split<BLOCK_M, DIM_QK, PITCH_QK>(tiles.queries + stage * QUERY_TILE, from.queries, block);
   load_split<BLOCK_M, DIM_V, PITCH_V>(tiles.grad_outputs + stage * GRAD_TILE, from.grad_outputs, block);
@@ -115,11 +138,11 @@ static __device__ __forceinline__ void load_queries(const struct tiles &tiles, c
   int first = block * BLOCK_M;
   load_tile<BLOCK_M, HEAD_DIM, PITCH_QK, ${load_bytes_qk}>(
       tiles.queries + stage * QUERY_TILE,
-      (const half_bits *)params.query.data + head_offset(params.query, w.batch, head, first), params.query,
+      (const half_bits *)params.query.data + head_offset(params.query, w.batch, c.head, first), params.query,
       w.seqlen_q - first, is_aligned(params.query, ${load_bytes_qk}));
   load_tile<BLOCK_M, HEAD_DIM_V, PITCH_V, ${load_bytes_v}>(
       tiles.grad_outputs + stage * GRAD_TILE,
-      (const half_bits *)params.grad_output.data + head_offset(params.grad_output, w.batch, head, first),
+      (const half_bits *)params.grad_output.data + head_offset(params.grad_output, w.batch, c.head, first),
       params.grad_output, w.seqlen_q - first, is_aligned(params.grad_output, ${load_bytes_v}));
 //% end
   for (int row = threadIdx.x; row < BLOCK_M; row += THREADS)
@@ -168,30 +191,43 @@ static __device__ __forceinline__ void multiply_rows(float (&product)[M_PART / 8
   }
 }
 
+/* Hide keys that a query does not see, in one of the tiles of a warp. */
+static __device__ __forceinline__ void mask_scores(struct scores &s, const struct work &w, int first_key, int first_query)
+{
+#pragma unroll
+  for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      int key = first_key + e / 2 * 8;
+      bool hidden = key >= w.seqlen_k;
+//% if causal
+      hidden = hidden || key > first_query + n * 8 + e % 2;
+//% end
+      if (hidden) {
+        s.weights[n][e] = 0;
+        s.d_scores[n][e] = 0;
+      }
+    }
+}
+
 /* Weights and d_scores of a step. */
 static __device__ __forceinline__ void compute_scores(struct scores &s, const struct tiles &tiles,
-                                                      const struct fa_params &params, const struct work &w, int step)
+                                                      const struct fa_params &params, const struct work &w,
+                                                      const struct cursor &c)
 {
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stage = step % STAGES;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stage = c.stage;
   int group = warp / D_SPLITS, first_query = warp % D_SPLITS * M_PART; /* in the block */
   multiply_rows<DIM_QK, PITCH_QK>(s.weights, tiles.keys + group * 16 * PITCH_QK,
                                   tiles.queries + stage * QUERY_TILE + first_query * PITCH_QK);
   multiply_rows<DIM_V, PITCH_V>(s.d_scores, tiles.values + group * 16 * PITCH_V,
                                 tiles.grad_outputs + stage * GRAD_TILE + first_query * PITCH_V);
-  float factor = softmax_factor(params), sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
+  float factor = w.factor, sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
 //% if dtype == "fp32"
-  struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
-  float unit = tiles.query_factors[stage] * from.key_factors[w.key_block];
-  float d_unit = tiles.grad_factors[stage] * from.value_factors[w.key_block], inverse_unit = inverse_power(unit);
+  float unit = tiles.query_factors[stage] * w.key_factor, inverse_unit = inverse_power(unit);
+  float d_unit = tiles.grad_factors[stage] * w.value_factor;
   factor = fminf(factor * unit, 0x1p127f);
 //% end
   const struct row_stats *stats = tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2;
-  /* Keys of this lane's rows, and queries of its columns, both from the corner of the warp's part on. */
-  int key = w.first_key + group * 16 + lane / 4, query = step_block(w, step) * BLOCK_M + first_query + lane % 4 * 2;
-  bool masked = w.first_key + BLOCK_N > w.seqlen_k;
-//% if causal
-  masked = masked || w.first_key + BLOCK_N > step_block(w, step) * BLOCK_M + 1;
-//% end
 #pragma unroll
   for (int n = 0; n < M_PART / 8; n++)
 #pragma unroll
@@ -201,22 +237,18 @@ static __device__ __forceinline__ void compute_scores(struct scores &s, const st
       for (int h = 0; h < 2; h++) {
         float &x = s.weights[n][2 * h + e], &dx = s.d_scores[n][2 * h + e];
 //% if dtype == "fp32"
-        float weight = exp2_approx((x * sign - row.max * inverse_unit) * factor) * row.inverse_sum;
-        float difference = dx * d_unit - row.delta;
+        x = exp2_approx((x * sign - row.max * inverse_unit) * factor) * row.inverse_sum;
+        dx = x * (dx * d_unit - row.delta);
 //% else
-        float weight = exp2_approx((x * sign - row.max) * factor) * row.inverse_sum;
-        float difference = dx - row.delta;
+        x = exp2_approx((x * sign - row.max) * factor) * row.inverse_sum;
+        dx = x * (dx - row.delta);
 //% end
-        if (masked) {
-          bool seen = key + 8 * h < w.seqlen_k;
-//% if causal
-          seen = seen && key + 8 * h <= query + n * 8 + e;
-//% end
-          weight = seen ? weight : 0.0f;
-          difference = seen ? difference : 0.0f;
-        }
-        x = weight;
-        dx = weight * difference;
       }
     }
+  bool masked = w.first_key + BLOCK_N > w.seqlen_k;
+//% if causal
+  masked = masked || w.first_key + BLOCK_N > c.block * BLOCK_M + 1;
+//% end
+  if (masked)
+    mask_scores(s, w, w.first_key + group * 16 + lane / 4, c.block * BLOCK_M + first_query + lane % 4 * 2);
 }

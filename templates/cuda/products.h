@@ -49,13 +49,18 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
                                                        const float (&weights)[M_TILES][N_TILES][4],
                                                        const struct rows &rows, u32 values)
 {
+  bool changed = false; /* after the first blocks of keys, maxima seldom do */
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
+    changed = changed || rows.rescale[m][0] != 1 || rows.rescale[m][1] != 1;
+  if (__any_sync(0xffffffffu, changed))
 #pragma unroll
-    for (int n = 0; n < DIM_V / 8; n++)
+    for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        output[m][n][e] *= rows.rescale[m][e / 2];
+      for (int n = 0; n < DIM_V / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          output[m][n][e] *= rows.rescale[m][e / 2];
 #pragma unroll
   for (int k = 0; k < BLOCK_N; k += 16) {
     u32 a[M_TILES][4];

@@ -51,8 +51,8 @@ static __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const u32 (&a
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* Copy BYTES (4, 8 or 16) from global to shared memory, both aligned to that; zeros where `valid` is false. Done when
- * copy_wait says so. 16 bytes pass by the first-level cache. */
+/* Copy BYTES (4, 8 or 16) from global to shared memory, both aligned to that; zeros where `valid` is false, and then
+ * nothing is read. Done when copy_wait says so. 16 bytes pass by the first-level cache. */
 template <int BYTES>
 static __device__ __forceinline__ void copy_async(u32 shared, const void *global, bool valid)
 {

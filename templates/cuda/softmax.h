@@ -38,6 +38,17 @@ struct rows {
 #define OUTPUT_UNIT WEIGHT_UNIT
 //% end
 
+/* Below every score but -inf: the score of a key that a row does not see. */
+#define LOWEST (-0x1.fffffep127f)
+
+//% if dtype == "fp32"
+/* From scores in units of the row to exponents of 2. */
+static __device__ __forceinline__ float row_factor(const struct rows &rows, int m, int h)
+{
+  return fminf(rows.factor * rows.query_factor[m][h], 0x1p127f);
+}
+
+//% end
 static __device__ __forceinline__ void begin_rows(struct rows &rows, const struct fa_params &params, int first
 //% if dtype == "fp32"
                                                   , const float *query_factors
@@ -60,86 +71,53 @@ static __device__ __forceinline__ void begin_rows(struct rows &rows, const struc
     }
 }
 
-/* Scores become weights in place, and rows say what the sums must be multiplied by. Score [m][n][2 h + e] belongs to row
- * [m][h] and key first_key + 8 n + e. */
-template <bool MASKED>
-static __device__ __forceinline__ void softmax_block(float (&scores)[M_TILES][N_TILES][4], struct rows &rows,
-                                                     int first_key, int seqlen_k)
+/* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. */
+static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
+                                                   int first_key, int seqlen_k)
 {
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float high = -INF;
       int last_key = seqlen_k - 1;
 //% if causal
-      int query = rows.first + 16 * m + 8 * h;
-      last_key = query < last_key ? query : last_key;
+      last_key = min(last_key, rows.first + 16 * m + 8 * h);
 //% end
       last_key -= first_key;
 #pragma unroll
       for (int n = 0; n < N_TILES; n++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-          float &x = scores[m][n][2 * h + e];
-          bool seen = !MASKED || 8 * n + e <= last_key;
-//% if dtype != "fp32"
-          rows.low[m][h] = fminf(rows.low[m][h], seen ? x : 0.0f);
-//% end
-          x = seen ? x : -INF;
-          high = fmaxf(high, x);
-        }
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-//% if dtype == "fp32"
-      float old_max = rows.max[m][h], new_max = fmaxf(old_max, high * rows.key_factor), sum = 0;
-      rows.max[m][h] = new_max;
-      new_max = new_max == -INF ? 0.0f : new_max;
-      float factor = fminf(rows.factor * rows.query_factor[m][h], 0x1p127f);
-      rows.rescale[m][h] = exp2_approx((old_max - new_max) * factor);
-      float origin = new_max * inverse_power(rows.key_factor);
-      factor = fminf(factor * rows.key_factor, 0x1p127f);
+        for (int e = 0; e < 2; e++)
+          if (8 * n + e > last_key)
+            scores[m][n][2 * h + e] = LOWEST;
+    }
+}
+
+/* The largest score of each row in this block of keys; -inf where none is seen. */
+static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2],
+                                                    const float (&scores)[M_TILES][N_TILES][4], struct rows &rows)
+{
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float high = LOWEST;
 #pragma unroll
       for (int n = 0; n < N_TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          float &x = scores[m][n][2 * h + e];
-          x = exp2_approx(fmaf(x - origin, factor, (float)WEIGHT_EXPONENT));
-          sum += x;
-        }
-//% else
-      float factor = rows.factor, old_max = rows.max[m][h], new_max = fmaxf(old_max, high), sum = 0;
-      rows.max[m][h] = new_max;
-      new_max = new_max == -INF ? 0.0f : new_max;
-      float origin = __fmul_rn(new_max, factor);
-      /* One rounding less where the product is so large that its rounding would count: then subtract first. */
-      if (__any_sync(0xffffffffu, fabsf(origin) > 0x1p21f)) {
-        rows.rescale[m][h] = exp2_approx((old_max - new_max) * factor);
-#pragma unroll
-        for (int n = 0; n < N_TILES; n++)
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            float &x = scores[m][n][2 * h + e];
-            x = exp2_approx(fmaf(x - new_max, factor, (float)WEIGHT_EXPONENT));
-            sum += x;
-          }
-      } else {
-        rows.rescale[m][h] = exp2_approx(__fmul_rn(old_max, factor) - origin); /* as origin was rounded then */
-        origin -= WEIGHT_EXPONENT;
-#pragma unroll
-        for (int n = 0; n < N_TILES; n++)
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            float &x = scores[m][n][2 * h + e];
-            x = exp2_approx(fmaf(x, factor, -origin));
-            sum += x;
-          }
-      }
+          high = fmaxf(high, scores[m][n][2 * h + e]);
+//% if dtype != "fp32"
+          rows.low[m][h] = fminf(rows.low[m][h], scores[m][n][2 * h + e]);
 //% end
-      rows.sum[m][h] = rows.sum[m][h] * rows.rescale[m][h] + sum;
+        }
+      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
+      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
+      largest[m][h] = high == LOWEST ? -INF : high;
     }
 }
 
+/* Scores become weights in place, and rows say what the sums must be multiplied by. */
 static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
                                                int seqlen_k)
 {
@@ -149,9 +127,71 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
   masked = masked || end > rows.first / 16 * 16 + 1;
 //% end
   if (masked)
-    softmax_block<true>(scores, rows, first_key, seqlen_k);
-  else
-    softmax_block<false>(scores, rows, first_key, seqlen_k);
+    mask_scores(scores, rows, first_key, seqlen_k);
+  float largest[M_TILES][2], origin[M_TILES][2];
+  find_largest(largest, scores, rows);
+//% if dtype != "fp32"
+  bool large = false;
+//% end
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+//% if dtype == "fp32"
+      float old_max = rows.max[m][h], new_max = fmaxf(old_max, largest[m][h] * rows.key_factor);
+      rows.max[m][h] = new_max;
+      new_max = new_max == -INF ? 0.0f : new_max;
+      rows.rescale[m][h] = exp2_approx((old_max - new_max) * row_factor(rows, m, h));
+      origin[m][h] = new_max * inverse_power(rows.key_factor);
+//% else
+      float old_max = rows.max[m][h], new_max = fmaxf(old_max, largest[m][h]);
+      rows.max[m][h] = new_max;
+      new_max = new_max == -INF ? 0.0f : new_max;
+      largest[m][h] = new_max;
+      origin[m][h] = __fmul_rn(new_max, rows.factor);
+      rows.rescale[m][h] = exp2_approx(__fmul_rn(old_max, rows.factor) - origin[m][h]); /* as origin was then */
+      large = large || fabsf(origin[m][h]) > 0x1p21f;
+//% end
+    }
+//% if dtype != "fp32"
+  /* One rounding less where the product is so large that its rounding would count: then subtract first. */
+  if (__any_sync(0xffffffffu, large)) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+      for (int i = 0; i < 4 * N_TILES; i++)
+        scores[m][i / 4][i % 4] -= largest[m][i / 2 % 2];
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        origin[m][h] = 0;
+  }
+//% end
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float sum = 0;
+//% if dtype == "fp32"
+      float factor = fminf(row_factor(rows, m, h) * rows.key_factor, 0x1p127f);
+//% else
+      float start = WEIGHT_EXPONENT - origin[m][h];
+//% end
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float &x = scores[m][n][2 * h + e];
+//% if dtype == "fp32"
+          x = exp2_approx(fmaf(x - origin[m][h], factor, (float)WEIGHT_EXPONENT));
+//% else
+          x = exp2_approx(fmaf(x, rows.factor, start));
+//% end
+          sum += x;
+        }
+      rows.sum[m][h] = rows.sum[m][h] * rows.rescale[m][h] + sum;
+    }
 }
 
 /* Sums of whole rows. */
