@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from reference import reference
 from torch import Tensor
 
 from emulator import tensors
 from emulator.machine import EmulatorError, Kernel, Memory, Session, Settings
 from emulator.tensors import FaTensor, Strided
 from flash_attention import _native
+from reference import reference
 
 
 class FaShape(ctypes.Structure):

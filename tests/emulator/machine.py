@@ -92,7 +92,7 @@ def _source_line(module: str, offset: str) -> str:
     frames = []
     for function, place in zip(lines[::2], lines[1::2], strict=False):
         where = re.sub(r" \(discriminator \d+\)", "", place)
-        if not where.startswith(("cuda.h:", "emulator entries:")):
+        if not where.startswith(("cuda.h:", "instructions.h:", "emulator entries:")):
             frames.append(f"{where} ({function.split('(')[0]})")
     return " < ".join(frames) or offset
 
@@ -113,7 +113,7 @@ class Kernel:
         shared_bytes: int,
         arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
         memory: Sequence[Memory],
-        settings: Settings = Settings(),  # noqa: B008
+        settings: Settings = Settings(),
     ) -> None:
         """Run one launch; raises EmulatorError with what was found. Memory written before counts as written."""
         Session(memory).launch(self, entry, grid, block, shared_bytes, arguments, settings)

@@ -42,7 +42,7 @@ class Strided:
 
 def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[tuple[int, ...], int]:
     """Strides in elements, and where the tensor begins."""
-    b, h, s, d = shape
+    _, h, s, d = shape
     if layout == "contiguous":
         return (h * s * d, s * d, d, 1), 0
     if layout == "bshd":

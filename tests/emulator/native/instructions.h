@@ -1,6 +1,6 @@
 /*
- * The functions of templates/cuda/ptx.h, as ordinary functions: each here stands for one with inline assembly there, where
- * the kernel has it (EMU_HAS_name, which build.py defines).
+ * The functions of templates/cuda/ptx.h, as ordinary functions: each here stands for one with inline assembly there,
+ * where the kernel has it (EMU_HAS_name, which build.py defines).
  */
 #pragma once
 

@@ -1,9 +1,9 @@
 /*
  * Every byte that a kernel may touch, and who touched it last.
  *
- * Each two bytes of shared and of global memory have a cell: the last write and the last reads, with the writer's vector
- * clock. Two accesses, one of them a write, that no barrier (or release and acquire) orders are a race whether or not
- * they happened to meet in this run.
+ * Each two bytes of shared and of global memory have a cell: the last write and the last reads, with the writer's
+ * vector clock. Two accesses, one of them a write, that no barrier (or release and acquire) orders are a race whether
+ * or not they happened to meet in this run.
  */
 #include "machine.h"
 
@@ -53,8 +53,12 @@ static size_t static_bytes() { return (size_t)(machine.static_end - machine.stat
 
 static Mark mark_now(Kind kind, uintptr_t pc) {
   Thread &t = *machine.now;
-  return {pc, t.warp->block->index, t.warp->clock.local[t.warp->index], (unsigned char)t.warp->index,
-          (unsigned char)t.lane, kind};
+  return {pc,
+          t.warp->block->index,
+          t.warp->clock.local[t.warp->index],
+          (unsigned char)t.warp->index,
+          (unsigned char)t.lane,
+          kind};
 }
 
 static bool ordered(const Mark &mark) {
@@ -142,8 +146,8 @@ static void touch_shared(Block &block, size_t offset, bool is_static, size_t byt
       bool fine = r != self ? warp.clock.local[r] >= clock
                             : lane == t.lane || lane == ALL_LANES || clock < warp.clock.local[self];
       if (!fine && access != ATOMIC)
-        finding(pc, "race: writes %s + %zu, read by warp %u at %s, with no barrier in between", place.name, place.offset,
-                r, at(shadow.read_pc[cell]).c_str());
+        finding(pc, "race: writes %s + %zu, read by warp %u at %s, with no barrier in between", place.name,
+                place.offset, r, at(shadow.read_pc[cell]).c_str());
       reads[r] = 0;
     }
     w = mark_now(access == ATOMIC ? ADDED : WRITTEN, pc);
