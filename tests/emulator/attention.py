@@ -104,10 +104,14 @@ def config(case: Case, op: str) -> bytes:
     return case.config.encode() if op == case.op else b""
 
 
+def source(case: Case, op: str) -> str:
+    return _native.source(problem(case, op), config(case, op).decode())[0]
+
+
 def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) -> list[str]:
     """Run the phases of one op; returns what it left unwritten."""
     p = plan(case, op)
-    kernel = Kernel(_native.source(problem(case, op), config(case, op).decode())[0])
+    kernel = Kernel(source(case, op))
     workspace = Memory("workspace", _aligned(p.workspace_bytes, 256), True)
     session = Session([s.memory for s in memory.values()] + [m for m in (lse, workspace) if m])
     params = FaParams(
