@@ -76,9 +76,11 @@ static int forward_shared(const fa_problem *problem, cuda_config c) {
   return elements * t.parts * 2 + (problem->dtype == FA_FP32 ? c.block_m * 4 : 0);
 }
 
-/* Registers of a thread that hold sums: of the output, and of the scores. */
+/* Registers of a thread that hold sums: of the output, and of the scores. fp32 keeps the scores' two parts, and needs
+ * some 20 registers more for parts of other operands. */
 static int forward_accumulators(const fa_problem *problem, cuda_config c) {
-  return c.block_m / (16 * c.num_warps) * (tiles_of(problem).dim_v + c.block_n) / 2;
+  tiles t = tiles_of(problem);
+  return c.block_m / (16 * c.num_warps) * (t.dim_v + t.parts * c.block_n) / 2 + 20 * (t.parts - 1);
 }
 
 /* Warps that share 16 keys in backward. */
@@ -158,10 +160,11 @@ static int check_backward(const fa_problem *problem, cuda_config c, char *messag
              c.num_warps);
     return -1;
   }
-  if (backward_accumulators(problem, c) <= 208)
+  const int most = problem->dtype == FA_FP32 ? 176 : 208; /* fp32 has two parts of each operand beside them */
+  if (backward_accumulators(problem, c) <= most)
     return 0;
-  snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; 208 fit",
-           c.block_m, c.block_n, c.num_warps, backward_accumulators(problem, c));
+  snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
+           c.block_m, c.block_n, c.num_warps, backward_accumulators(problem, c), most);
   return -1;
 }
 

@@ -91,8 +91,8 @@ FA_API fa_status fa_device_target(fa_device_type type, int device_index, char ta
 /* Rendered source; config NULL or "" is the best guess, "k=v,..." sets some items. config_used may be NULL. */
 FA_API fa_status fa_source(const fa_problem *problem, const char *config, char **source, char *config_used,
                            size_t config_used_size, char *message);
-/* What one call launches, a word and its values a line: "num_splits N", "workspace_bytes N", "scratch_bytes N", then for
- * each phase in order "phase ENTRY BLOCK_SIZE SHARED_BYTES GRID". */
+/* What one call launches, a word and its values a line: "num_splits N", "workspace_bytes N", "scratch_bytes N", then
+ * for each phase in order "phase ENTRY BLOCK_SIZE SHARED_BYTES GRID". */
 FA_API fa_status fa_plan_text(const fa_problem *problem, const char *config, const fa_shape *shape, char **text,
                               char *message);
 /* Render and compile without the cache. */

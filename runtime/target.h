@@ -42,14 +42,15 @@ typedef struct fa_launch {
   double flops; /* rough size of the work */
 } fa_launch;
 
-/* What a run of the tuner may take: enough work to fill the device, little enough not to be waited for. */
+/* What the tuner may take: enough work to fill the device, little enough not to be waited for. */
 typedef struct fa_trial_limits {
   double flops;     /* of one run, at most */
   int64_t elements; /* of one tensor, at most */
-  int64_t heads;    /* with as many heads as this, or rows of queries in all heads, the device is busy: more may be */
-  int64_t rows;     /* left out; with fewer, shorter sequences are taken instead */
-  int candidates;   /* that are tried, unless all are asked for */
-  double seconds;   /* after as long, no further run of one candidate is begun */
+  /* The device is busy with so many heads, or rows of queries in all heads together. What is above that is left out
+   * first; only then are sequences shortened. */
+  int64_t heads, rows;
+  int candidates; /* that are tried, unless all are asked for */
+  double seconds; /* after as long, no further run of one candidate is begun */
 } fa_trial_limits;
 
 /* State of a thread that makes a kernel ready; see begin_preparing. */

@@ -28,7 +28,8 @@ static void bucket(const fa_device *device, const fa_shape *shape, fa_shape *rou
  * fp32 without them is 16 times as slow. */
 static void limit_trial(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits) {
   limits->flops = (problem->dtype == FA_FP32 ? 0.5e9 : 4e9) * device->processors;
-  limits->elements = 1 << 25; /* 64 MB of a 16-bit type: more than the caches, and two ways to fill each SM */
+  /* 64 MB: more than the caches. Forward takes four such tensors, backward eight. */
+  limits->elements = (int64_t)(64 << 20) / (int64_t)fa_dtype_size(problem->dtype);
   limits->heads = device->processors;
   limits->rows = (int64_t)256 * device->processors;
   limits->candidates = 6;

@@ -85,13 +85,21 @@ def assert_accurate(
             assert worst <= bound, f"{what} {name}: {measure} error {worst:.3g}, may be {bound:.3g}"
 
 
-def assert_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str = "") -> None:
-    """`actual` is `expected` within a few roundings of the largest value: for tests of anything but accuracy."""
-    for name, a, e in zip(NAMES, actual, expected, strict=False):
+def assert_close(
+    actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str = "", peer: tuple[Tensor, ...] | None = None
+) -> None:
+    """`actual` is `expected` within a few roundings of the largest value: for tests of anything but accuracy.
+
+    Where a gradient is zero because all of its terms cancel, what remains is noise that grows with their number: with
+    `peer`, PyTorch's own result, 1.1 times its error is allowed too.
+    """
+    for i, (name, a, e) in enumerate(zip(NAMES, actual, expected, strict=False)):
         assert a.shape == e.shape, f"{what} {name}: shape {tuple(a.shape)}, must be {tuple(e.shape)}"
         if e.numel():
             worst = (a.cpu().double() - e).abs().max().item()
             bound = 64 * ROUNDING[a.dtype] * max(e.abs().max().item(), 1.0)
+            if peer is not None:
+                bound = max(bound, 1.1 * (peer[i].cpu().double() - e).abs().max().item())
             assert worst <= bound, f"{what} {name}: error {worst:.3g}, may be {bound:.3g}"
 
 

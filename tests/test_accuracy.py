@@ -73,8 +73,10 @@ def test_huge_scores(device):
     assert output.isfinite().all()
     best = (tensors[0].double() @ tensors[1].double().mT).argmax(-1).cpu()
     expected = torch.gather(tensors[2].cpu(), 2, best[..., None].expand(*best.shape, output.shape[-1]))
-    # A tie within rounding may go the other way.
-    assert (output.cpu() == expected).all(-1).float().mean() > 0.97
+    # A tie within rounding may go the other way. The result is that row of V but for one rounding (tensor cores see a
+    # float in two parts).
+    same = (output.cpu() - expected).abs() <= 2.0**-23 * expected.abs()
+    assert same.all(-1).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -90,6 +90,7 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[2 * UNITS]
     if (UNITS * D_SPLITS * 16 != DIM && first_unit + unit >= DIM / 16)
       break;
 //% if split
+    __syncwarp(); /* keeps the loads of later columns where they are: there are no registers for them */
     float sum[2][4] = {};
 //% end
 #pragma unroll
@@ -185,6 +186,9 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
       for (int unit = 0; unit < DQ_UNITS; unit++) {
         if (DQ_UNITS * DQ_COLUMN_WARPS * 16 != DIM_QK && first_unit + unit >= DIM_QK / 16)
           break;
+//% if split
+        __syncwarp(); /* as above */
+//% end
         load_fragment_trans(b, b_at + (k * 16 * PITCH_QK + unit * 16) * 2, BLOCK_N * PITCH_QK);
 #pragma unroll
         for (int m = 0; m < DQ_ROWS; m++)

@@ -17,7 +17,7 @@ struct rows {
   float query_factor[M_TILES][2]; /* 2^-k of the row of Q; the largest score is kept in units of it */
   float key_factor;               /* 2^-k of this block of K */
 //% else
-  float low[M_TILES][2]; /* smallest score so far, or 0 */
+  u32 poisoned; /* bit 2 m + h: row [m][h] has had a score of -inf, as far as this thread knows */
 //% end
 };
 
@@ -65,10 +65,11 @@ static __device__ __forceinline__ void begin_rows(struct rows &rows, const struc
       rows.sum[m][h] = 0;
 //% if dtype == "fp32"
       rows.query_factor[m][h] = query_factors[16 * m + 8 * h];
-//% else
-      rows.low[m][h] = 0;
 //% end
     }
+//% if dtype != "fp32"
+  rows.poisoned = 0;
+//% end
 }
 
 /* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. */
@@ -102,15 +103,21 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float high = LOWEST;
+//% if dtype != "fp32"
+      float low = 0;
+//% end
 #pragma unroll
       for (int n = 0; n < N_TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           high = fmaxf(high, scores[m][n][2 * h + e]);
 //% if dtype != "fp32"
-          rows.low[m][h] = fminf(rows.low[m][h], scores[m][n][2 * h + e]);
+          low = fminf(low, scores[m][n][2 * h + e]);
 //% end
         }
+//% if dtype != "fp32"
+      rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;
+//% end
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
       largest[m][h] = high == LOWEST ? -INF : high;
@@ -197,6 +204,10 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
 /* Sums of whole rows. */
 static __device__ __forceinline__ void finish_rows(struct rows &rows)
 {
+//% if dtype != "fp32"
+  rows.poisoned |= __shfl_xor_sync(0xffffffffu, rows.poisoned, 1);
+  rows.poisoned |= __shfl_xor_sync(0xffffffffu, rows.poisoned, 2);
+//% end
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -205,10 +216,7 @@ static __device__ __forceinline__ void finish_rows(struct rows &rows)
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
 //% if dtype != "fp32"
-      float low = rows.low[m][h];
-      low = fminf(low, __shfl_xor_sync(0xffffffffu, low, 1));
-      low = fminf(low, __shfl_xor_sync(0xffffffffu, low, 2));
-      sum = low == -INF ? NOT_A_NUMBER : sum;
+      sum = rows.poisoned >> (2 * m + h) & 1 ? NOT_A_NUMBER : sum;
 //% end
       rows.sum[m][h] = sum * (1 / WEIGHT_UNIT);
     }

@@ -48,6 +48,10 @@ static __device__ __forceinline__ void load_queries(half_bits *tile, const struc
 static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_TILES][4], u32 queries, u32 keys)
 {
 #pragma unroll
+  for (int i = 0; i < M_TILES * N_TILES * 4; i++)
+    scores[i / (N_TILES * 4)][i / 4 % N_TILES][i % 4] = 0;
+  /* Two steps at a time: more would only ask for more registers. */
+#pragma unroll 2
   for (int k = 0; k < DIM_QK; k += 16) {
     u32 a_high[M_TILES][4], a_low[M_TILES][4];
 #pragma unroll
@@ -70,7 +74,7 @@ static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_
           mma_m16n8k16(sum, a_high[m], b_high[2 * half], b_high[2 * half + 1]);
 #pragma unroll
           for (int e = 0; e < 4; e++)
-            scores[m][n + half][e] = k == 0 ? sum[e] : scores[m][n + half][e] + sum[e];
+            scores[m][n + half][e] += sum[e];
         }
     }
   }
@@ -95,6 +99,7 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
   for (int n = 0; n < DIM_V / 8; n += 2) {
     u32 b_high[BLOCK_N / 16][4];
     float sum[M_TILES][2][4] = {};
+    __syncwarp(); /* keeps the loads of later columns where they are: there are no registers for them */
     /* The small terms first: what a sum loses by truncation is in proportion to its size. */
 #pragma unroll
     for (int k = 0; k < BLOCK_N / 16; k++) {

@@ -279,7 +279,7 @@ static const struct {
   const char *name;
   any_function function;
 } table[] = {
-#define ENTRY(name, parameters) {#name, (any_function)name},
+#define ENTRY(name, parameters) {#name, (any_function)(name)},
     FA_CUDA_FUNCTIONS(ENTRY)
 #undef ENTRY
         {"cuFuncLoad", (any_function)cuFuncLoad}};

@@ -138,6 +138,45 @@ static void in_child_no_memory(void *unused) {
   CHECK_NUMBER(fake->launches, 1);
 }
 
+/* What is timed fills all SMs, and neither takes long nor much memory: fewer heads first, then shorter sequences. */
+static fa_shape timed;
+static void watch(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  compute(name, p, grid, block);
+  if (p->heads_q > HELP_HEADS)
+    timed = (fa_shape){p->batch, p->heads_q, p->heads_kv, p->seqlen_q, p->seqlen_k};
+}
+static void check_timed(fa_shape asked, fa_shape expected) {
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  const fa_device *device = NULL;
+  const fa_ready *ready = NULL;
+  fa_problem problem = {.op = FA_FORWARD, .head_dim = HELP_DIM, .head_dim_v = HELP_DIM, .target = "cuda:sm_90a"};
+  fa_shape bucket;
+  char notes[FA_NOTES_SIZE] = "";
+  bool keep = false;
+  if (!CHECK(fa_find_device(FA_DEVICE_CUDA, 0, &device, message) == FA_OK))
+    return;
+  device->ops->bucket(device, &asked, &bucket);
+  fa_status status =
+      fa_tune(device, &problem, &bucket, FA_TUNE_SOME, fa_default_host(), NULL, &ready, &keep, notes, message);
+  CHECKF(status == FA_OK && keep, "%s", message);
+  CHECKF(memcmp(&timed, &expected, sizeof timed) == 0, "batch %lld heads %lld %lld seqlens %lld %lld",
+         (long long)timed.batch, (long long)timed.heads_q, (long long)timed.heads_kv, (long long)timed.seqlen_q,
+         (long long)timed.seqlen_k);
+}
+static void in_child_fills_device(void *unused) {
+  (void)unused;
+  begin();
+  fake->run = watch;
+  /* batch, heads_q, heads_kv, seqlen_q, seqlen_k; 132 SMs */
+  check_timed((fa_shape){4, 64, 64, 4096, 4096}, (fa_shape){1, 33, 33, 4096, 4096});
+  check_timed((fa_shape){2, 8, 8, 1000, 1000}, (fa_shape){1, 17, 17, 1024, 1024});
+  check_timed((fa_shape){64, 8, 8, 1, 100000}, (fa_shape){1, 132, 132, 16, 4096});
+  check_timed((fa_shape){1, 8, 1, 60, 60}, (fa_shape){1, 17, 17, 64, 64});
+}
+
 static void in_child_best_guess(void *unused) {
   (void)unused;
   setenv("FLASH_ATTENTION_AUTOTUNE", "0", 1);
@@ -155,6 +194,8 @@ static void test_tuning(void) {
   IN_CHILD(in_child_wrong, NULL);
   help_new_cache("memory");
   IN_CHILD(in_child_no_memory, NULL);
+  help_new_cache("shapes");
+  IN_CHILD(in_child_fills_device, NULL);
   help_new_cache("guess");
   IN_CHILD(in_child_best_guess, NULL);
 }
