@@ -113,7 +113,7 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) 
     p = plan(case, op)
     kernel = Kernel(source(case, op))
     workspace = Memory("workspace", _aligned(p.workspace_bytes, 256), True)
-    session = Session([s.memory for s in memory.values()] + [m for m in (lse, workspace) if m])
+    session = Session([m for s in memory.values() for m in s.memory] + [m for m in (lse, workspace) if m])
     params = FaParams(
         **{name: s.struct() for name, s in memory.items()},
         lse=lse.array.ctypes.data if lse else None,
@@ -125,7 +125,7 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) 
     for entry, block, shared, grid in p.phases:
         if grid:
             session.launch(kernel, entry, grid, block, shared, [params], case.settings)
-    results = [n for n, s in memory.items() if s.memory.writable] + (["lse"] if lse and lse.writable else [])
+    results = [n for n, s in memory.items() if s.memory[0].writable] + (["lse"] if lse and lse.writable else [])
     return [f"{name}: {session.unwritten(name)} bytes are not written" for name in results if session.unwritten(name)]
 
 
@@ -143,9 +143,11 @@ def emulate(case: Case) -> dict[str, Tensor]:
     d, dv, dtype = case.head_dim, case.head_dim_v, tensors.TORCH[case.dtype]
     shapes = {"query": (b, hq, sq, d), "key": (b, hk, sk, d), "value": (b, hk, sk, dv), "grad_output": (b, hq, sq, dv)}
     values = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    if case.layout == "expanded":
+        values = {name: tensors.expand(name, x) for name, x in values.items()}
     if case.data == "large":
-        values["query"] *= 8
-        values["key"] *= 8
+        values["query"] = values["query"] * 8
+        values["key"] = values["key"] * 8
     expected = dict(
         zip(
             ("output", "grad_query", "grad_key", "grad_value"),

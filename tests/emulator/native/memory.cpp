@@ -39,7 +39,7 @@ struct SharedShadow {
   std::vector<u32> reads;
 };
 
-static std::vector<Region> regions;
+static std::vector<Region> regions; /* in the order of their addresses */
 static std::vector<std::pair<uintptr_t, uintptr_t>> modules;
 static std::vector<SharedShadow> shadows; /* by slot */
 static unsigned char *shared_arena, *stacks;
@@ -211,12 +211,11 @@ void touch(const void *address, size_t bytes, Access access, uintptr_t pc) {
     touch_shared(block, (size_t)(p - machine.static_begin), true, bytes, access, pc);
     return;
   }
-  static size_t last;
-  for (size_t k = 0; k < regions.size(); k++) {
-    size_t i = (last + k) % regions.size();
-    Region &region = regions[i];
-    if (p >= region.begin && p < region.end && bytes <= (size_t)(region.end - p)) {
-      last = i;
+  auto behind = std::upper_bound(regions.begin(), regions.end(), p,
+                                 [](const unsigned char *address, const Region &r) { return address < r.begin; });
+  if (behind != regions.begin()) {
+    Region &region = behind[-1];
+    if (p < region.end && bytes <= (size_t)(region.end - p)) {
       touch_global(region, (size_t)(p - region.begin), bytes, access, pc);
       return;
     }
@@ -354,7 +353,9 @@ extern "C" void emu_add_memory(const char *name, void *memory, size_t bytes, int
   region.read.resize(cells);
   for (size_t i = 0; i < cells; i++)
     region.write[i].kind = (Kind)state[i];
-  regions.push_back(std::move(region));
+  auto behind = std::upper_bound(regions.begin(), regions.end(), region.begin,
+                                 [](const unsigned char *address, const Region &r) { return address < r.begin; });
+  regions.insert(behind, std::move(region));
 }
 
 extern "C" void emu_remove_memory() { regions.clear(); }
