@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from emulator.attention import Case, emulate, problem
+from emulator.attention import DATA, Case, emulate, problem
 from emulator.machine import MODELS, TIMINGS, EmulatorError, Settings
 from emulator.tensors import LAYOUTS, TORCH
 from flash_attention import _native
@@ -46,7 +46,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--target", default="cuda:sm_80")
     add("--config", default="", help="k=v,... as the command line of the package takes it; all: each of them")
     add("--without", type=_names, default=(), help="grad_query,grad_key,grad_value or lse: what is not wanted")
-    add("--data", choices=("normal", "large"), default="normal")
+    add("--data", choices=tuple(DATA), default="normal")
     add("--seeds", type=int, default=3, help="how many; each with another timing")
     add("--timing", choices=tuple(TIMINGS), help="when cp.async's data arrive; default: all in turn")
     add("--model", choices=tuple(MODELS), default="hopper", help="how tensor cores add")
@@ -90,7 +90,10 @@ def _sweep(case: Case) -> Iterator[Case]:
         for name in unwanted:
             yield replace(base, seqlen_q=66, seqlen_k=70, heads_q=1, without=(name,))
         yield replace(base, head_dim_v=40, seqlen_q=66, seqlen_k=66, heads_q=1)
-        yield replace(base, data="large", seqlen_q=80, seqlen_k=144, heads_q=1)
+        for data in DATA:
+            yield replace(base, data=data, seqlen_q=80, seqlen_k=144, heads_q=1)
+        for scale in (0.0, 1e-30, -0.3):
+            yield replace(base, scale=scale, seqlen_q=80, seqlen_k=77, heads_q=1)
 
 
 def _compare(case: Case, results: dict[str, Tensor], before: dict[Case, dict[str, Tensor]]) -> None:

@@ -39,6 +39,9 @@ class FaParams(ctypes.Structure):
     )
 
 
+DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0}
+
+
 @dataclass(frozen=True)
 class Case:
     """One call of attention."""
@@ -59,7 +62,7 @@ class Case:
     target: str = "cuda:sm_80"
     config: str = ""
     without: tuple[str, ...] = ()  # gradients (or "lse") that are not wanted
-    data: str = "normal"  # or "large": scores of some hundreds
+    data: str = "normal"  # DATA: what query and key are multiplied by
     data_seed: int = 1
     settings: Settings = field(default_factory=Settings)
 
@@ -145,9 +148,8 @@ def emulate(case: Case) -> dict[str, Tensor]:
     values = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
     if case.layout == "expanded":
         values = {name: tensors.expand(name, x) for name, x in values.items()}
-    if case.data == "large":
-        values["query"] = values["query"] * 8
-        values["key"] = values["key"] * 8
+    values["query"] = values["query"] * DATA[case.data]
+    values["key"] = values["key"] * DATA[case.data]
     expected = dict(
         zip(
             ("output", "grad_query", "grad_key", "grad_value"),
