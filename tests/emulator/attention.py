@@ -39,7 +39,8 @@ class FaParams(ctypes.Structure):
     )
 
 
-DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0}
+# What query and key are multiplied by. "integers": rounded to integers, so that scores are exact; "nan": a key is NaN.
+DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0, "integers": 3.0, "nan": 1.0}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Case:
     target: str = "cuda:sm_80"
     config: str = ""
     without: tuple[str, ...] = ()  # gradients (or "lse") that are not wanted
-    data: str = "normal"  # DATA: what query and key are multiplied by
+    data: str = "normal"  # one of DATA
     data_seed: int = 1
     settings: Settings = field(default_factory=Settings)
 
@@ -148,8 +149,12 @@ def emulate(case: Case) -> dict[str, Tensor]:
     values = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
     if case.layout == "expanded":
         values = {name: tensors.expand(name, x) for name, x in values.items()}
-    values["query"] = values["query"] * DATA[case.data]
-    values["key"] = values["key"] * DATA[case.data]
+    for name in ("query", "key"):
+        values[name] = values[name] * DATA[case.data]
+        if case.data == "integers":
+            values[name] = values[name].round()
+    if case.data == "nan" and sk:
+        values["key"][:, :, sk // 2, 0] = math.nan
     expected = dict(
         zip(
             ("output", "grad_query", "grad_key", "grad_value"),
@@ -189,7 +194,7 @@ def emulate(case: Case) -> dict[str, Tensor]:
 
 def _magnitudes(case: Case, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Output and gradients with every term counted positive: what errors are in proportion to."""
-    q, k, v, do = (x.double() for x in values.values())
+    q, k, v, do = (x.double().nan_to_num() for x in values.values())
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = q @ k.mT * case.scale
@@ -197,7 +202,8 @@ def _magnitudes(case: Case, values: dict[str, Tensor]) -> dict[str, Tensor]:
         scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
     p = torch.softmax(scores, -1)
     # The error of a weight grows with the sizes of the products in its score, and small ones underflow in fp16.
-    per_score = 2.0**-24 / tensors.ROUNDING[case.dtype]
+    exact = case.data == "integers" and abs(case.scale) > 1e3  # and weights are 1 or 0
+    per_score = 0.0 if exact else 2.0**-24 / tensors.ROUNDING[case.dtype]
     floor = 2.0**-100 if case.dtype == "bf16" else 2.0**-13
     p = p * (1 + per_score * (q.abs() @ k.abs().mT * abs(case.scale))) + (p > 0) * floor
     ds = p * (do.abs() @ v.abs().mT + (do.abs() * (p @ v.abs())).sum(-1, keepdim=True)) * abs(case.scale)
@@ -209,5 +215,6 @@ def _check(case: Case, name: str, actual: Tensor, expected: Tensor, magnitude: T
     """Coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
     units = 2 if case.dtype != "fp32" else 2 * (1 + case.settings.exp2_error)
     bound = tensors.ROUNDING[case.dtype] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
-    wrong = ~((actual.double() - expected).abs() <= bound)
+    same = (actual == expected.to(actual.dtype)) | (actual.isnan() & expected.isnan())
+    wrong = ~((actual.double() - expected).abs() <= bound) & ~same
     return [tensors.describe_wrong(name, actual, expected, wrong)] if wrong.any() else []
