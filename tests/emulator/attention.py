@@ -6,12 +6,11 @@ import ctypes
 import math
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from emulator import tensors
-from emulator.machine import EmulatorError, Kernel, Memory, Session, Settings
+from emulator.machine import EmulatorError, Kernel, Memory, Session, Settings, lonely
 from emulator.tensors import FaTensor, Strided
 from flash_attention import _native
 from reference import reference
@@ -116,7 +115,7 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) 
     """Run the phases of one op; returns what it left unwritten."""
     p = plan(case, op)
     kernel = Kernel(source(case, op))
-    workspace = Memory("workspace", _aligned(p.workspace_bytes, 256), True)
+    workspace = Memory("workspace", lonely(p.workspace_bytes), True)
     session = Session([m for s in memory.values() for m in s.memory] + [m for m in (lse, workspace) if m])
     params = FaParams(
         **{name: s.struct() for name, s in memory.items()},
@@ -131,12 +130,6 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) 
             session.launch(kernel, entry, grid, block, shared, [params], case.settings)
     results = [n for n, s in memory.items() if s.memory[0].writable] + (["lse"] if lse and lse.writable else [])
     return [f"{name}: {session.unwritten(name)} bytes are not written" for name in results if session.unwritten(name)]
-
-
-def _aligned(count: int, alignment: int) -> np.ndarray:
-    raw = np.full(count + alignment, 0xFF, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + count]
 
 
 def emulate(case: Case) -> dict[str, Tensor]:
@@ -164,7 +157,7 @@ def emulate(case: Case) -> dict[str, Tensor]:
     )
     inputs = {n: tensors.make(n, shapes[n], case.dtype, case.layout, values[n]) for n in ("query", "key", "value")}
     output = tensors.make("output", (b, hq, sq, dv), case.dtype, case.layout, None, True)
-    lse = None if case.op == "forward" and "lse" in case.without else Memory("lse", _aligned(b * hq * sq * 8, 64), True)
+    lse = None if case.op == "forward" and "lse" in case.without else Memory("lse", lonely(b * hq * sq * 8), True)
     problems = run_op(case, "forward", {**inputs, "output": output}, lse)
     results = {"output": output.tensor}
     if case.op == "backward":

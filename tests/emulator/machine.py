@@ -16,6 +16,7 @@ from emulator import build
 
 TIMINGS = {"early": 0, "late": 1, "random": 2}
 MODELS = {"hopper": 0, "ampere": 1, "double": 2}
+MARGIN = 16384  # bytes
 TYPES = {"fp16": 0, "bf16": 1}
 
 
@@ -65,6 +66,13 @@ class Settings:
     resident: int = 4  # blocks at once
     shuffle: bool = False  # blocks begin in random order
     drain: bool = False  # copies that are under way when a thread ends are a finding
+
+
+def lonely(count: int) -> np.ndarray:
+    """`count` bytes, all NaN and aligned as cudaMalloc aligns, far enough from all others that a miss hits nothing."""
+    raw = np.full(count + 2 * MARGIN + 256, 0xFF, np.uint8)
+    start = MARGIN - (raw.ctypes.data + MARGIN) % -256
+    return raw[start : start + count]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from emulator.machine import Kernel, Memory, Settings
+from emulator.machine import Kernel, Memory, Settings, lonely
 from flash_attention import _native
 
 DEFAULT = Settings()
@@ -45,8 +45,13 @@ def run(
         if isinstance(argument, np.ndarray):
             cells = (argument.nbytes + 1) // 2
             state = np.full(cells, 0 if name.startswith("out_") else 1, np.uint8)
-            memory.append(Memory(name, argument, not name.startswith("in_"), state))
-            values.append(ctypes.c_void_p(argument.ctypes.data))
+            copy = lonely(argument.nbytes)
+            copy[:] = np.ascontiguousarray(argument).reshape(-1).view(np.uint8)
+            memory.append(Memory(name, copy, not name.startswith("in_"), state))
+            values.append(ctypes.c_void_p(copy.ctypes.data))
         else:
             values.append(ctypes.c_int(argument))
     Kernel(source).launch("kernel", grid, block, shared, values, memory, settings)
+    for m, argument in zip(memory, (a for a in arguments if isinstance(a, np.ndarray)), strict=True):
+        if m.writable:
+            argument[...] = m.array.view(argument.dtype).reshape(argument.shape)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emulator.machine import Memory
+from emulator.machine import Memory, lonely
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
@@ -90,9 +90,7 @@ def make(
     used = all(shape)
     count = offset + (sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if used else 0)
     size = 4 if dtype == "fp32" else 2
-    raw = np.full(max(count, 1) * size + 64, 0xFF, np.uint8)  # NaN of every type
-    start = -raw.ctypes.data % 64
-    data = raw[start : start + max(count, 1) * size]
+    data = lonely(max(count, 1) * size)
     flat = torch.from_numpy(data).view(TORCH[dtype])
     view = flat.as_strided(shape, stride, offset)
     state = torch.full((max(count, 1),), 2, dtype=torch.uint8)
