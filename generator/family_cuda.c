@@ -89,8 +89,8 @@ static int count_d_splits(cuda_config c) { return c.num_warps * 16 / c.block_n; 
 static int backward_shared(const fa_problem *problem, cuda_config c) {
   tiles t = tiles_of(problem);
   int groups = c.block_n / 16, score_tiles = count_d_splits(c) > 1 ? 2 : 1;
-  int elements = (c.block_n + c.num_stages * c.block_m) * (t.pitch_qk + t.pitch_v) +
-                 score_tiles * c.block_n * (c.block_m + 8);
+  int elements =
+      (c.block_n + c.num_stages * c.block_m) * (t.pitch_qk + t.pitch_v) + score_tiles * c.block_n * (c.block_m + 8);
   int factors = problem->dtype == FA_FP32 ? 2 * c.num_stages + groups + c.num_warps : 0;
   return c.num_stages * c.block_m * 16 + elements * t.parts * 2 + round_up(factors * 4, 16);
 }
@@ -185,34 +185,54 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
   return -1;
 }
 
-/* What to try, best guess first; those that do not fit are left out. */
-static const cuda_config forward_16[] = {{128, 128, 4, 1}, {128, 64, 4, 1},  {128, 64, 8, 1}, {64, 64, 4, 1},
-                                         {64, 128, 4, 1},  {128, 64, 4, 2},  {128, 32, 4, 1}, {128, 128, 8, 1},
-                                         {128, 64, 8, 2},  {128, 32, 8, 1},  {64, 64, 4, 2},  {64, 32, 4, 1},
-                                         {64, 32, 4, 2},   {32, 64, 2, 1},   {16, 64, 1, 2},  {64, 16, 4, 1}};
-static const cuda_config forward_32[] = {{128, 64, 8, 1}, {64, 64, 4, 1}, {64, 64, 4, 2}, {128, 32, 8, 1},
+/* What to try, best guess first; those that do not fit are left out. A block_m of 0 ends a list. */
+static const cuda_config forward_16[] = {{128, 128, 4, 1},
+                                         {128, 64, 4, 1},
+                                         {128, 64, 8, 1},
+                                         {64, 64, 4, 1},
+                                         {64, 128, 4, 1},
+                                         {128, 64, 4, 2},
+                                         {128, 32, 4, 1},
+                                         {128, 128, 8, 1},
+                                         {128, 64, 8, 2},
+                                         {128, 32, 8, 1},
+                                         {64, 64, 4, 2},
+                                         {64, 32, 4, 1},
+                                         {64, 32, 4, 2},
+                                         {32, 64, 2, 1},
+                                         {16, 64, 1, 2},
+                                         {64, 16, 4, 1},
+                                         {0}};
+static const cuda_config forward_32[] = {{128, 64, 8, 1}, {64, 64, 4, 1}, {64, 64, 4, 2},  {128, 32, 8, 1},
                                          {64, 32, 4, 1},  {64, 32, 4, 2}, {128, 64, 8, 2}, {32, 32, 2, 1},
-                                         {64, 16, 4, 1},  {32, 16, 2, 1}, {16, 16, 1, 1}};
+                                         {64, 16, 4, 1},  {32, 16, 2, 1}, {16, 16, 1, 1},  {0}};
 
-static const cuda_config backward_16[] = {{64, 128, 8, 2}, {64, 128, 8, 1}, {64, 64, 8, 1}, {64, 64, 4, 2},
-                                          {32, 128, 8, 2}, {32, 64, 4, 2},  {64, 64, 8, 2}, {32, 64, 8, 2},
-                                          {32, 64, 8, 1},  {64, 64, 4, 1},  {32, 32, 4, 2}, {32, 32, 4, 1},
-                                          {16, 32, 4, 1},  {16, 16, 2, 1}};
-static const cuda_config backward_32[] = {{32, 64, 4, 2},  {32, 128, 8, 1}, {32, 64, 8, 1}, {32, 64, 4, 1},
-                                          {64, 128, 8, 1}, {64, 64, 4, 1},  {32, 32, 4, 1}, {16, 64, 4, 2},
-                                          {16, 64, 8, 1},  {16, 32, 4, 1},  {16, 32, 2, 1}, {16, 16, 2, 1}};
+static const cuda_config backward_16[] = {
+    {64, 128, 8, 2}, {64, 128, 8, 1}, {64, 64, 8, 1}, {64, 64, 4, 2}, {32, 128, 8, 2},
+    {32, 64, 4, 2},  {64, 64, 8, 2},  {32, 64, 8, 2}, {32, 64, 8, 1}, {64, 64, 4, 1},
+    {32, 32, 4, 2},  {32, 32, 4, 1},  {16, 32, 4, 1}, {16, 16, 2, 1}, {0}};
+static const cuda_config backward_32[] = {{32, 64, 4, 2},
+                                          {32, 128, 8, 1},
+                                          {32, 64, 8, 1},
+                                          {32, 64, 4, 1},
+                                          {64, 128, 8, 1},
+                                          {64, 64, 4, 1},
+                                          {32, 32, 4, 1},
+                                          {16, 64, 4, 2},
+                                          {16, 64, 8, 1},
+                                          {16, 32, 4, 1},
+                                          {16, 32, 2, 1},
+                                          {16, 16, 2, 1},
+                                          {0}};
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   (void)shape;
-#define LIST(array) {array, (int)(sizeof array / sizeof *array)}
-  static const struct {
-    const cuda_config *config;
-    int length;
-  } lists[2][2] = {{LIST(forward_16), LIST(forward_32)}, {LIST(backward_16), LIST(backward_32)}};
-  int op = problem->op == FA_BACKWARD, split = problem->dtype == FA_FP32, count = 0;
+  bool backward = problem->op == FA_BACKWARD, split = problem->dtype == FA_FP32;
+  const cuda_config *list = backward ? split ? backward_32 : backward_16 : split ? forward_32 : forward_16;
+  int count = 0;
   char ignored[256];
-  for (int i = 0; i < lists[op][split].length; i++) {
-    write_config(lists[op][split].config[i], &configs[count]);
+  for (int i = 0; list[i].block_m; i++) {
+    write_config(list[i], &configs[count]);
     count += check_config(problem, &configs[count], ignored, sizeof ignored) == 0;
   }
   return count;

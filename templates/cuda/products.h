@@ -11,8 +11,8 @@ static __device__ __forceinline__ void load_queries(half_bits *tile, const struc
 /* A negative scale becomes a positive one of -Q: the largest score is then still the one that weighs most. */
 static __device__ __noinline__ void negate_queries(half_bits *tile)
 {
-  for (int i = threadIdx.x; i < QUERY_TILE / 2; i += THREADS)
-    ((u32 *)tile)[i] ^= 0x80008000u;
+  for (int i = threadIdx.x; i < BLOCK_M * (DIM_QK / 2); i += THREADS)
+    ((u32 *)(tile + i / (DIM_QK / 2) * PITCH_QK))[i % (DIM_QK / 2)] ^= 0x80008000u;
   __syncthreads();
 }
 

@@ -11,15 +11,19 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
-from emulator.attention import Case, emulate, problem
+from emulator.attention import DATA, Case, emulate, problem
 from emulator.machine import MODELS, TIMINGS, EmulatorError, Settings
 from emulator.tensors import LAYOUTS, TORCH
 from flash_attention import _native
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -41,8 +45,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--layout", choices=LAYOUTS, default="contiguous")
     add("--target", default="cuda:sm_80")
     add("--config", default="", help="k=v,... as the command line of the package takes it; all: each of them")
-    add("--without", default="", help="grad_query,grad_key,grad_value or lse: what is not wanted")
-    add("--data", choices=("normal", "large"), default="normal")
+    add("--without", type=_names, default=(), help="grad_query,grad_key,grad_value or lse: what is not wanted")
+    add("--data", choices=tuple(DATA), default="normal")
     add("--seeds", type=int, default=3, help="how many; each with another timing")
     add("--timing", choices=tuple(TIMINGS), help="when cp.async's data arrive; default: all in turn")
     add("--model", choices=tuple(MODELS), default="hopper", help="how tensor cores add")
@@ -56,11 +60,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _cases(args: argparse.Namespace) -> Iterator[Case]:
-    case = Case(
-        args.op, args.dtype, args.head_dim, args.head_dim_v, args.causal, args.deterministic, args.batch, args.heads_q, args.heads_kv,
-        args.seqlen_q, args.seqlen_k, args.scale, args.layout, args.target, args.config,
-        tuple(n for n in args.without.split(",") if n), args.data,
-    )  # fmt: skip
+    names = (f.name for f in fields(Case) if f.name in vars(args))
+    case = Case(**{name: getattr(args, name) for name in names})
     cases = _sweep(case) if args.sweep else [case]
     for case, seed in itertools.product(cases, range(args.seeds)):
         for config in _configs(case):
@@ -85,8 +86,16 @@ def _sweep(case: Case) -> Iterator[Case]:
         yield replace(base, batch=2, heads_q=4, heads_kv=2, seqlen_q=33, seqlen_k=70)
         for layout in LAYOUTS[1:]:
             yield replace(base, batch=2, heads_q=2, seqlen_q=37, seqlen_k=66, layout=layout)
+        unwanted = ("lse",) if case.op == "forward" else ("grad_query", "grad_key", "grad_value")
+        for name in unwanted:
+            yield replace(base, seqlen_q=66, seqlen_k=70, heads_q=1, without=(name,))
         yield replace(base, head_dim_v=40, seqlen_q=66, seqlen_k=66, heads_q=1)
-        yield replace(base, data="large", seqlen_q=80, seqlen_k=144, heads_q=1)
+        for data in DATA:
+            if data != "nan" or case.op == "forward":
+                yield replace(base, data=data, seqlen_q=80, seqlen_k=144, heads_q=1)
+        yield replace(base, data="integers", scale=1e5, seqlen_q=80, seqlen_k=144, heads_q=1)
+        for scale in (0.0, 1e-30, -0.3):
+            yield replace(base, scale=scale, seqlen_q=80, seqlen_k=77, heads_q=1)
 
 
 def _compare(case: Case, results: dict[str, Tensor], before: dict[Case, dict[str, Tensor]]) -> None:
@@ -97,6 +106,14 @@ def _compare(case: Case, results: dict[str, Tensor], before: dict[Case, dict[str
     for name, tensor in results.items():
         if not torch.equal(tensor.nan_to_num(7.0), earlier[name].nan_to_num(7.0)):
             raise EmulatorError(f"{case}\n{name} has other bits with another seed")
+
+
+def _describe(case: Case) -> str:
+    """What is not as the defaults have it."""
+    settings = {f"{f.name}={v}" for f in fields(Settings) if (v := getattr(case.settings, f.name)) != f.default}
+    shown = [f for f in fields(Case) if f.name not in ("op", "dtype", "settings")]
+    words = [f"{f.name}={v}" for f in shown if (v := getattr(case, f.name)) != f.default]
+    return " ".join([case.op, case.dtype, *words, *sorted(settings)])
 
 
 def main(arguments: list[str]) -> int:
@@ -115,13 +132,7 @@ def main(arguments: list[str]) -> int:
             if not args.keep_going:
                 return 1
         else:
-            s = case.settings
-            print(
-                f"ok {time.perf_counter() - start:6.2f} s  {case.op} {case.dtype} d {case.head_dim}/{case.head_dim_v} "
-                f"{'causal' if case.causal else 'full'}{' deterministic' * case.deterministic} b {case.batch} h {case.heads_q}/{case.heads_kv} "
-                f"s {case.seqlen_q}/{case.seqlen_k} {case.layout} {case.data} {case.config} seed {s.seed} {s.timing}",
-                flush=True,
-            )
+            print(f"ok {time.perf_counter() - start:6.2f} s  {_describe(case)}", flush=True)
     print(f"{count - failed} of {count} runs are right")
     return 1 if failed else 0
 

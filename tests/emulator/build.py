@@ -11,15 +11,17 @@ from pathlib import Path
 
 NATIVE = Path(__file__).parent / "native"
 CXX = os.environ.get("CXX", "g++")
-KERNEL_FLAGS = (
-    "-std=c++17 -O1 -g -fPIC -fno-plt -fno-strict-aliasing -fno-omit-frame-pointer -ffp-contract=off "
-    "-fsanitize=thread -fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,unreachable "
-    "-ftrivial-auto-var-init=pattern -Wall -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-variable "
-    "-Wno-unused-but-set-variable -Wno-attributes"
-).split()
-RUNTIME_FLAGS = "-std=c++17 -O2 -g -fPIC -Wall -Wextra -shared".split()
+# -fsanitize=thread calls a function at every access, which hooks.cpp has; nothing of the sanitizers is linked.
+# Local variables begin as a pattern, so that the use of one that was not set shows.
+KERNEL_FLAGS = [
+    *("-std=c++17", "-O1", "-g", "-fPIC", "-fno-plt", "-fno-strict-aliasing", "-ffp-contract=off"),
+    *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
+    *("-fsanitize=unreachable", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
+    *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable"),
+]
+RUNTIME_FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-shared"]
 
-# A function whose body is inline assembly is left out: cuda.h has one of the same name. Each must be what it is for.
+# A function whose body is inline assembly is left out: instructions.h has one of the same name, which means this.
 INSTRUCTIONS = {
     "ldmatrix_x1": r"ldmatrix\.sync\.aligned\.m8n8\.x1\.shared\.b16",
     "ldmatrix_x2": r"ldmatrix\.sync\.aligned\.m8n8\.x2\.shared\.b16",
@@ -68,7 +70,7 @@ def _end_of_body(text: str, start: int) -> int:
 
 def translate(source: str) -> str:
     """The text for a C++ compiler: cuda.h in front, no inline assembly, shared memory by the emulator, entries."""
-    pieces, position, bf16 = [], 0, False
+    pieces, position, names, bf16 = [], 0, [], False
     for match in _DEFINITION.finditer(source):
         if match.start() < position:
             continue
@@ -80,9 +82,10 @@ def translate(source: str) -> str:
         if name not in INSTRUCTIONS or not re.search(INSTRUCTIONS[name], body):
             raise NotImplementedError(
                 f"the emulator has no model of {name}, or another instruction stands in it now: "
-                "native/cuda.h and INSTRUCTIONS in build.py"
+                "native/instructions.h and INSTRUCTIONS in build.py"
             )
         bf16 = bf16 or "bf16" in body
+        names.append(name)
         pieces += [source[position : match.start()], "\n" * body.count("\n")]
         position = end
     text = "".join([*pieces, source[position:]])
@@ -98,8 +101,10 @@ def translate(source: str) -> str:
 
     text = _DYNAMIC.sub(dynamic, text)
     entries = "".join(f"EMU_ENTRY({name})\n" for name in dict.fromkeys(_KERNEL.findall(text)))
+    defines = "".join(f"#define EMU_HAS_{name}\n" for name in names)
+    includes = f'#include "{NATIVE}/cuda.h"\n#include "{NATIVE}/instructions.h"\n'
     return (
-        f'#define EMU_TYPE {int(bf16)}\n#include "{NATIVE}/cuda.h"\n{text}\n'
+        f"#define EMU_TYPE {int(bf16)}\n{defines}{includes}{text}\n"
         f'#line 1 "emulator entries"\nextern "C" int emu_shared_alignment() {{ return {alignment}; }}\n{entries}'
     )
 
@@ -142,5 +147,10 @@ def runtime() -> Path:
 def kernel(source: str) -> Path:
     """A kernel; its symbols of the emulator are found when it is loaded."""
     text = translate(source).encode()
-    commands = [[CXX, *KERNEL_FLAGS, "-c", "kernel.cpp", "-o", "kernel.o"], [CXX, "-shared", "kernel.o", "-o", "out.so"]]
-    return _compile("kernel", [text, (NATIVE / "cuda.h").read_bytes()], commands, {"kernel.cpp": text})
+    commands = [
+        [CXX, *KERNEL_FLAGS, "-c", "kernel.cpp", "-o", "kernel.o"],
+        [CXX, "-shared", "kernel.o", "-o", "out.so"],
+    ]
+    return _compile(
+        "kernel", [text, *(path.read_bytes() for path in sorted(NATIVE.glob("*.h")))], commands, {"kernel.cpp": text}
+    )

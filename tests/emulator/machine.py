@@ -16,6 +16,7 @@ from emulator import build
 
 TIMINGS = {"early": 0, "late": 1, "random": 2}
 MODELS = {"hopper": 0, "ampere": 1, "double": 2}
+MARGIN = 16384  # bytes
 TYPES = {"fp16": 0, "bf16": 1}
 
 
@@ -67,6 +68,13 @@ class Settings:
     drain: bool = False  # copies that are under way when a thread ends are a finding
 
 
+def lonely(count: int) -> np.ndarray:
+    """`count` bytes, all NaN and aligned as cudaMalloc aligns, far enough from all others that a miss hits nothing."""
+    raw = np.full(count + 2 * MARGIN + 256, 0xFF, np.uint8)
+    start = MARGIN - (raw.ctypes.data + MARGIN) % -256
+    return raw[start : start + count]
+
+
 @dataclass
 class Memory:
     """An array that a kernel may touch. state: for each two bytes 0 unwritten, 1 written, 2 not the kernel's."""
@@ -92,7 +100,7 @@ def _source_line(module: str, offset: str) -> str:
     frames = []
     for function, place in zip(lines[::2], lines[1::2], strict=False):
         where = re.sub(r" \(discriminator \d+\)", "", place)
-        if not where.startswith(("cuda.h:", "emulator entries:")):
+        if not where.startswith(("cuda.h:", "instructions.h:", "emulator entries:")):
             frames.append(f"{where} ({function.split('(')[0]})")
     return " < ".join(frames) or offset
 
@@ -113,7 +121,7 @@ class Kernel:
         shared_bytes: int,
         arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
         memory: Sequence[Memory],
-        settings: Settings = Settings(),  # noqa: B008
+        settings: Settings = Settings(),
     ) -> None:
         """Run one launch; raises EmulatorError with what was found. Memory written before counts as written."""
         Session(memory).launch(self, entry, grid, block, shared_bytes, arguments, settings)

@@ -1,6 +1,6 @@
 /*
- * cp.async: between its issue and the wait for its group a copy may happen at any moment. Until it does, the destination
- * is NaN; the source is read when it happens. Timing: at once, at the wait, or at a random moment between.
+ * cp.async: between its issue and the wait for its group a copy may happen at any moment. Until it does, the
+ * destination is NaN; the source is read when it happens. Timing: at once, at the wait, or at a random moment between.
  */
 #include "machine.h"
 

@@ -58,8 +58,12 @@ extern "C" const emu_ids emu_ids_now;
 #define warpSize 32
 
 #define EMU_VECTORS(T, NAME)                                                                                           \
-  struct __attribute__((aligned(2 * sizeof(T)))) NAME##2 { T x, y; };                                                  \
-  struct __attribute__((aligned(4 * sizeof(T)))) NAME##4 { T x, y, z, w; };                                            \
+  struct __attribute__((aligned(2 * sizeof(T)))) NAME##2 {                                                             \
+    T x, y;                                                                                                            \
+  };                                                                                                                   \
+  struct __attribute__((aligned(4 * sizeof(T)))) NAME##4 {                                                             \
+    T x, y, z, w;                                                                                                      \
+  };                                                                                                                   \
   static __forceinline__ NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                                           \
   static __forceinline__ NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMU_VECTORS(float, float)
@@ -67,19 +71,30 @@ EMU_VECTORS(int, int)
 EMU_VECTORS(unsigned, uint)
 EMU_VECTORS(short, short)
 EMU_VECTORS(unsigned short, ushort)
-struct __attribute__((aligned(16))) double2 { double x, y; };
-struct __attribute__((aligned(16))) longlong2 { long long x, y; };
+struct __attribute__((aligned(16))) double2 {
+  double x, y;
+};
+struct __attribute__((aligned(16))) longlong2 {
+  long long x, y;
+};
 
 /* --- arithmetic -------------------------------------------------------------------------------------------------- */
 
-#define EMU_FLOAT_1(NAME) static __forceinline__ float NAME(float x) { return __builtin_##NAME(x); }
-#define EMU_FLOAT_2(NAME) static __forceinline__ float NAME(float x, float y) { return __builtin_##NAME(x, y); }
-#define EMU_DOUBLE_1(NAME) static __forceinline__ double NAME(double x) { return __builtin_##NAME(x); }
+#define EMU_FLOAT_1(NAME)                                                                                              \
+  static __forceinline__ float NAME(float x) { return __builtin_##NAME(x); }
+#define EMU_FLOAT_2(NAME)                                                                                              \
+  static __forceinline__ float NAME(float x, float y) { return __builtin_##NAME(x, y); }
+#define EMU_DOUBLE_1(NAME)                                                                                             \
+  static __forceinline__ double NAME(double x) { return __builtin_##NAME(x); }
+// clang-format off
 EMU_FLOAT_1(exp2f) EMU_FLOAT_1(expf) EMU_FLOAT_1(log2f) EMU_FLOAT_1(logf) EMU_FLOAT_1(sqrtf) EMU_FLOAT_1(fabsf)
 EMU_FLOAT_1(floorf) EMU_FLOAT_1(ceilf) EMU_FLOAT_1(rintf) EMU_FLOAT_1(roundf) EMU_FLOAT_1(truncf)
 EMU_FLOAT_2(fmaxf) EMU_FLOAT_2(fminf) EMU_FLOAT_2(powf) EMU_FLOAT_2(fmodf) EMU_FLOAT_2(copysignf)
 EMU_DOUBLE_1(exp2) EMU_DOUBLE_1(exp) EMU_DOUBLE_1(log2) EMU_DOUBLE_1(log) EMU_DOUBLE_1(sqrt) EMU_DOUBLE_1(fabs)
-static __forceinline__ float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+    // clang-format on
+    static __forceinline__ float fmaf(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
 static __forceinline__ double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 static __forceinline__ float ldexpf(float x, int e) { return __builtin_ldexpf(x, e); }
 static __forceinline__ float scalbnf(float x, int e) { return __builtin_ldexpf(x, e); }
@@ -124,9 +139,13 @@ static __forceinline__ unsigned __byte_perm(unsigned a, unsigned b, unsigned s) 
 #define EMU_MIN_MAX(T)                                                                                                 \
   static __forceinline__ T min(T a, T b) { return b < a ? b : a; }                                                     \
   static __forceinline__ T max(T a, T b) { return a < b ? b : a; }
+// clang-format off
 EMU_MIN_MAX(int) EMU_MIN_MAX(unsigned) EMU_MIN_MAX(long) EMU_MIN_MAX(unsigned long) EMU_MIN_MAX(long long)
 EMU_MIN_MAX(unsigned long long)
-static __forceinline__ float min(float a, float b) { return __builtin_fminf(a, b); }
+    // clang-format on
+    static __forceinline__ float min(float a, float b) {
+  return __builtin_fminf(a, b);
+}
 static __forceinline__ float max(float a, float b) { return __builtin_fmaxf(a, b); }
 static __forceinline__ double min(double a, double b) { return __builtin_fmin(a, b); }
 static __forceinline__ double max(double a, double b) { return __builtin_fmax(a, b); }
@@ -199,7 +218,7 @@ EMU_ATOMIC(atomicMax, old < x ? x : old)
 EMU_ATOMIC(atomicMin, x < old ? x : old)
 EMU_ATOMIC(atomicExch, x)
 EMU_ATOMIC(atomicOr, old | x)
-EMU_ATOMIC(atomicAnd, old & x)
+EMU_ATOMIC(atomicAnd, old &x)
 template <class T> EMU_UNSEEN T atomicCAS(T *address, T compare, T value) {
   emu_touch_atomic(address, sizeof(T));
   T old = *address;
@@ -210,39 +229,8 @@ template <class T> EMU_UNSEEN T atomicCAS(T *address, T compare, T value) {
   return old;
 }
 
-/* --- templates/cuda/ptx.h: each name here is what a function with inline assembly there becomes --------------------- */
-
-#ifndef EMU_TYPE /* of the 16-bit tensors: 0 fp16, 1 bf16 */
-#define EMU_TYPE 0
-#endif
-static __forceinline__ void ldmatrix_x1(unsigned &r, unsigned address) { emu_ldmatrix(&r, address, 1, 0); }
-static __forceinline__ void ldmatrix_x2(unsigned (&r)[2], unsigned address) { emu_ldmatrix(r, address, 2, 0); }
-static __forceinline__ void ldmatrix_x4(unsigned (&r)[4], unsigned address) { emu_ldmatrix(r, address, 4, 0); }
-static __forceinline__ void ldmatrix_x2_trans(unsigned (&r)[2], unsigned address) { emu_ldmatrix(r, address, 2, 1); }
-static __forceinline__ void ldmatrix_x4_trans(unsigned (&r)[4], unsigned address) { emu_ldmatrix(r, address, 4, 1); }
-static __forceinline__ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  emu_mma_m16n8k16(c, a, b0, b1, EMU_TYPE);
-}
-template <int BYTES> static __forceinline__ void copy_async(unsigned shared, const void *global, bool valid) {
-  static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
-  emu_copy_async(shared, global, BYTES, valid);
-}
-static __forceinline__ void copy_commit() { emu_copy_commit(); }
-template <int PENDING> static __forceinline__ void copy_wait() { emu_copy_wait(PENDING); }
-static __forceinline__ float exp2_approx(float x) { return emu_exp2_approx(x); }
-static __forceinline__ unsigned pack(float low, float high) {
-  return emu_from_float(low, EMU_TYPE) | (unsigned)emu_from_float(high, EMU_TYPE) << 16;
-}
-static __forceinline__ float to_float(unsigned short bits) { return emu_to_float(bits, EMU_TYPE); }
-static __forceinline__ int load_acquire(const int *flag) { return emu_load_acquire(flag); }
-static __forceinline__ void store_release(int *flag, int value) { emu_store_release(flag, value); }
-static __forceinline__ void reduce_add(float *address, float x) { atomicAdd(address, x); }
-static __forceinline__ void reduce_add_4(float *address, float x, float y, float z, float w) {
-  emu_touch_atomic(address, 16);
-  atomicAdd(address, x), atomicAdd(address + 1, y), atomicAdd(address + 2, z), atomicAdd(address + 3, w);
-}
-
-/* --- how the emulator calls a kernel: arguments by address, as cuLaunchKernel takes them ------------------------------ */
+/* --- how the emulator calls a kernel: arguments by address, as cuLaunchKernel takes them
+ * ------------------------------ */
 
 template <class T> struct emu_plain { typedef T type; };
 template <class T> struct emu_plain<const T> { typedef T type; };
@@ -254,9 +242,7 @@ EMU_UNSEEN static __forceinline__ void emu_call(void (*kernel)(A...), void **arg
   kernel(*(typename emu_plain<A>::type *)arguments[I]...);
 }
 #define EMU_ENTRY(NAME)                                                                                                \
-  extern "C" EMU_UNSEEN void emu_entry_##NAME(void **arguments) {                                                      \
-    emu_enter(NAME, arguments);                                                                                        \
-  }
+  extern "C" EMU_UNSEEN void emu_entry_##NAME(void **arguments) { emu_enter(NAME, arguments); }
 template <class... A> EMU_UNSEEN static __forceinline__ void emu_enter(void (*kernel)(A...), void **arguments) {
   emu_call(kernel, arguments, typename emu_count<sizeof...(A)>::type());
 }

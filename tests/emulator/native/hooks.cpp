@@ -1,6 +1,6 @@
 /*
- * What GCC's -fsanitize=thread and -fsanitize=undefined call. Kernels are compiled with them and linked to these functions
- * instead of the sanitizers' libraries, so every plain access of a kernel is seen.
+ * What GCC's -fsanitize=thread and -fsanitize=undefined call. Kernels are compiled with them and linked to these
+ * functions instead of the sanitizers' libraries, so every plain access of a kernel is seen.
  */
 #include "machine.h"
 

@@ -144,22 +144,28 @@ template <class F> static void reduce(u32 mask, void **arguments, F combine, u32
 }
 
 static void vote_ballot(Warp &, u32 mask, void **arguments) {
-  reduce(mask, arguments, [](u32 all, u32 x, u32 l) { return all | (u32)(x != 0) << l; }, 0u);
+  reduce(
+      mask, arguments, [](u32 all, u32 x, u32 l) { return all | (u32)(x != 0) << l; }, 0u);
 }
 static void vote_max(Warp &, u32 mask, void **arguments) {
-  reduce(mask, arguments, [](u32 all, u32 x, u32) { return x > all ? x : all; }, 0u);
+  reduce(
+      mask, arguments, [](u32 all, u32 x, u32) { return x > all ? x : all; }, 0u);
 }
 static void vote_min(Warp &, u32 mask, void **arguments) {
-  reduce(mask, arguments, [](u32 all, u32 x, u32) { return x < all ? x : all; }, ~0u);
+  reduce(
+      mask, arguments, [](u32 all, u32 x, u32) { return x < all ? x : all; }, ~0u);
 }
 static void vote_add(Warp &, u32 mask, void **arguments) {
-  reduce(mask, arguments, [](u32 all, u32 x, u32) { return all + x; }, 0u);
+  reduce(
+      mask, arguments, [](u32 all, u32 x, u32) { return all + x; }, 0u);
 }
 static void vote_or(Warp &, u32 mask, void **arguments) {
-  reduce(mask, arguments, [](u32 all, u32 x, u32) { return all | x; }, 0u);
+  reduce(
+      mask, arguments, [](u32 all, u32 x, u32) { return all | x; }, 0u);
 }
 static void vote_and(Warp &, u32 mask, void **arguments) {
-  reduce(mask, arguments, [](u32 all, u32 x, u32) { return all & x; }, ~0u);
+  reduce(
+      mask, arguments, [](u32 all, u32 x, u32) { return all & x; }, ~0u);
 }
 
 /* kind: 0 ballot, 1 max, 2 min, 3 add, 4 or, 5 and (of unsigned ints). */
@@ -233,7 +239,9 @@ extern "C" void emu_touch_atomic(const void *address, int bytes) {
   if ((uintptr_t)address % (u32)bytes)
     fatal(EMU_PC, "an atomic at an address that is not aligned to %d bytes", bytes);
   touch(address, (size_t)bytes, ATOMIC, EMU_PC);
-  progress();
+  machine.spins++; /* a loop of atomics may wait for another thread */
+  if (random_below(4) == 0)
+    yield();
 }
 
 extern "C" void emu_yield() {

@@ -15,8 +15,8 @@ struct Launch {
 /* Runs one launch; returns 0 when every thread came to its end. What was found is in emu_findings(). */
 extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launch *launch, unsigned char *static_begin,
                           unsigned char *static_end) {
-  machine.settings = {launch->seed,       launch->timing,   launch->model,
-                      launch->exp2_error, launch->resident, launch->shuffle, launch->drain};
+  machine.settings = {launch->seed,     launch->timing,  launch->model, launch->exp2_error,
+                      launch->resident, launch->shuffle, launch->drain};
   machine.random = launch->seed * 0x9e3779b97f4a7c15ull + 0x1234567;
   if (!machine.random)
     machine.random = 1;

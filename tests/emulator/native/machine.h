@@ -3,13 +3,10 @@
  *
  *     scheduler.cpp      runs blocks, lets lanes of a warp and threads of a block meet, finds deadlocks
  *     memory.cpp         what each byte of shared and global memory is, and who touched it last: bounds,
- *                        initialisation, races by happens-before; every plain access of a kernel comes here too, because
- *                        kernels are compiled with the calls that -fsanitize=thread inserts
- *     copies.cpp         cp.async: data arrive early, late or at a random moment
- *     instructions.cpp   ldmatrix, mma, shuffles, atomics
- *     tensor_core.cpp    how tensor cores add; conversions of 16-bit types
- *     crash.cpp          a crash becomes a finding
- *     report.cpp         findings
+ *                        initialisation, races by happens-before; every plain access of a kernel comes here too,
+ * because kernels are compiled with the calls that -fsanitize=thread inserts copies.cpp         cp.async: data arrive
+ * early, late or at a random moment instructions.cpp   ldmatrix, mma, shuffles, atomics tensor_core.cpp    how tensor
+ * cores add; conversions of 16-bit types crash.cpp          a crash becomes a finding report.cpp         findings
  */
 #pragma once
 
@@ -60,7 +57,7 @@ struct Thread {
   Ids ids;
   void *sp;
   Warp *warp;
-  unsigned lane, index; /* index in the block */
+  unsigned lane, index;  /* index in the block */
   const char *waits_for; /* nullptr: can run */
   uintptr_t wait_pc;
   bool done;
@@ -99,7 +96,7 @@ struct Block {
   std::vector<Thread> thread;
   std::vector<Warp> warp;
   Barrier barrier[16];
-  unsigned char *shared; /* dynamic shared memory */
+  unsigned char *shared;                    /* dynamic shared memory */
   std::vector<unsigned char> static_shared; /* while another block of this machine runs */
 };
 
@@ -128,7 +125,8 @@ struct Machine {
   Block *loaded; /* whose static shared variables are in place */
   void *scheduler_sp;
   bool failed, yielded;
-  u64 spins; /* reads of flags since something else happened */
+  u64 spins; /* reads of flags, and atomics, since something else happened */
+  u64 turns; /* of threads, so far */
   unsigned char *static_begin, *static_end;
 };
 

@@ -1,9 +1,9 @@
 /*
  * Every byte that a kernel may touch, and who touched it last.
  *
- * Each two bytes of shared and of global memory have a cell: the last write and the last reads, with the writer's vector
- * clock. Two accesses, one of them a write, that no barrier (or release and acquire) orders are a race whether or not
- * they happened to meet in this run.
+ * Each two bytes of shared and of global memory have a cell: the last write and the last reads, with the writer's
+ * vector clock. Two accesses, one of them a write, that no barrier (or release and acquire) orders are a race whether
+ * or not they happened to meet in this run.
  */
 #include "machine.h"
 
@@ -39,7 +39,7 @@ struct SharedShadow {
   std::vector<u32> reads;
 };
 
-static std::vector<Region> regions;
+static std::vector<Region> regions; /* in the order of their addresses */
 static std::vector<std::pair<uintptr_t, uintptr_t>> modules;
 static std::vector<SharedShadow> shadows; /* by slot */
 static unsigned char *shared_arena, *stacks;
@@ -53,8 +53,12 @@ static size_t static_bytes() { return (size_t)(machine.static_end - machine.stat
 
 static Mark mark_now(Kind kind, uintptr_t pc) {
   Thread &t = *machine.now;
-  return {pc, t.warp->block->index, t.warp->clock.local[t.warp->index], (unsigned char)t.warp->index,
-          (unsigned char)t.lane, kind};
+  return {pc,
+          t.warp->block->index,
+          t.warp->clock.local[t.warp->index],
+          (unsigned char)t.warp->index,
+          (unsigned char)t.lane,
+          kind};
 }
 
 static bool ordered(const Mark &mark) {
@@ -142,8 +146,8 @@ static void touch_shared(Block &block, size_t offset, bool is_static, size_t byt
       bool fine = r != self ? warp.clock.local[r] >= clock
                             : lane == t.lane || lane == ALL_LANES || clock < warp.clock.local[self];
       if (!fine && access != ATOMIC)
-        finding(pc, "race: writes %s + %zu, read by warp %u at %s, with no barrier in between", place.name, place.offset,
-                r, at(shadow.read_pc[cell]).c_str());
+        finding(pc, "race: writes %s + %zu, read by warp %u at %s, with no barrier in between", place.name,
+                place.offset, r, at(shadow.read_pc[cell]).c_str());
       reads[r] = 0;
     }
     w = mark_now(access == ATOMIC ? ADDED : WRITTEN, pc);
@@ -207,12 +211,11 @@ void touch(const void *address, size_t bytes, Access access, uintptr_t pc) {
     touch_shared(block, (size_t)(p - machine.static_begin), true, bytes, access, pc);
     return;
   }
-  static size_t last;
-  for (size_t k = 0; k < regions.size(); k++) {
-    size_t i = (last + k) % regions.size();
-    Region &region = regions[i];
-    if (p >= region.begin && p < region.end && bytes <= (size_t)(region.end - p)) {
-      last = i;
+  auto behind = std::upper_bound(regions.begin(), regions.end(), p,
+                                 [](const unsigned char *address, const Region &r) { return address < r.begin; });
+  if (behind != regions.begin()) {
+    Region &region = behind[-1];
+    if (p < region.end && bytes <= (size_t)(region.end - p)) {
       touch_global(region, (size_t)(p - region.begin), bytes, access, pc);
       return;
     }
@@ -350,7 +353,9 @@ extern "C" void emu_add_memory(const char *name, void *memory, size_t bytes, int
   region.read.resize(cells);
   for (size_t i = 0; i < cells; i++)
     region.write[i].kind = (Kind)state[i];
-  regions.push_back(std::move(region));
+  auto behind = std::upper_bound(regions.begin(), regions.end(), region.begin,
+                                 [](const unsigned char *address, const Region &r) { return address < r.begin; });
+  regions.insert(behind, std::move(region));
 }
 
 extern "C" void emu_remove_memory() { regions.clear(); }

@@ -1,6 +1,6 @@
 /*
- * Runs a grid. A few blocks are resident at once, lower indices first, as a GPU does; which warp runs next is random, by
- * seed. A lane runs until it has to wait: for the other lanes of its warp, for its block, for a flag.
+ * Runs a grid. A few blocks are resident at once, lower indices first, as a GPU does; which warp runs next is random,
+ * by seed. A lane runs until it has to wait: for the other lanes of its warp, for its block, for a flag.
  */
 #include "machine.h"
 
@@ -201,6 +201,7 @@ static void run_warp(Warp &warp) {
     first = (lane + 1) % WARP;
     machine.now = &warp.thread[lane];
     emu_ids_now = machine.now->ids;
+    machine.turns++;
     emu_switch(&machine.scheduler_sp, machine.now->sp);
     machine.now = nullptr;
   }
@@ -215,8 +216,9 @@ static std::string waiting() {
       for (u32 i = 0; i < WARP; i++)
         if (warp.lanes >> i & 1) {
           Thread &t = warp.thread[i];
-          lanes[t.done ? "has exited" : t.waits_for ? std::string("waits for ") + t.waits_for + " at " + at(t.wait_pc)
-                                                    : "spins"] |= 1u << i;
+          lanes[t.done        ? "has exited"
+                : t.waits_for ? std::string("waits for ") + t.waits_for + " at " + at(t.wait_pc)
+                              : "spins"] |= 1u << i;
         }
       for (auto &item : lanes) {
         char text[100];
