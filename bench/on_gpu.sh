@@ -64,7 +64,7 @@ run_section() {
       local tool
       tool=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer) || return $SKIPPED
       within 200 "$tool" --tool memcheck --error-exitcode 1 "$python" tests/gpu/sanitize.py &&
-        within 300 "$tool" --tool racecheck --error-exitcode 1 "$python" tests/gpu/sanitize.py
+        within 300 "$tool" --tool racecheck --error-exitcode 1 "$python" tests/gpu/sanitize.py --few
       ;;
     accuracy) within 200 "$python" bench/cuda_accuracy.py --output "$output" ;;
     bench)

@@ -96,34 +96,43 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(cell: Cell, device: str, seconds: float) -> Result:
-    """Time one cell, each peer for about `seconds`; all are called once before."""
+def make_inputs(cell: Cell, device: str) -> tuple[torch.Tensor, ...]:
+    """query, key and value, which want gradients where those are measured, and grad_output."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (cell.batch, cell.heads, cell.seqlen, cell.head_dim)
-    query, key, value, grad_output = (
-        torch.randn(shape, generator=generator, device=device).to(DTYPES[cell.dtype]) for _ in range(4)
-    )
-    inputs = tuple(tensor.requires_grad_(cell.op == "backward") for tensor in (query, key, value))
+    tensors = [torch.randn(shape, generator=generator, device=device).to(DTYPES[cell.dtype]) for _ in range(4)]
+    return (*(tensor.requires_grad_(cell.op == "backward") for tensor in tensors[:3]), tensors[3])
 
-    def prepare(attention: Attention) -> Call:
-        if cell.op == "forward":
-            call: Call = lambda: attention(*inputs, is_causal=cell.is_causal)  # noqa: E731
-        else:
-            output = attention(*inputs, is_causal=cell.is_causal)
-            call = lambda: torch.autograd.grad(output, inputs, grad_output, retain_graph=True)  # noqa: E731
-        call()
-        synchronize(device)
-        return call
 
+def prepare(cell: Cell, inputs: tuple[torch.Tensor, ...], attention: Attention) -> Call:
+    """The call that is timed; it has been made once."""
+    if cell.op == "forward":
+
+        def call() -> object:
+            return attention(*inputs[:3], is_causal=cell.is_causal)
+    else:
+        output = attention(*inputs[:3], is_causal=cell.is_causal)
+
+        def call() -> object:
+            return torch.autograd.grad(output, inputs[:3], inputs[3], retain_graph=True)
+
+    call()
+    synchronize(inputs[0].device.type)
+    return call
+
+
+def measure(cell: Cell, device: str, seconds: float) -> Result:
+    """Time one cell, each peer for about `seconds`."""
+    inputs = make_inputs(cell, device)
     synchronize(device)
     started = time.perf_counter()
-    calls = {OURS: prepare(flash_attention)}
+    calls = {OURS: prepare(cell, inputs, flash_attention)}
     first_call = time.perf_counter() - started
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's reasons why a backend does not take the cell
         for name, attention in peers(device).items():
             try:
-                calls[name] = prepare(attention)
+                calls[name] = prepare(cell, inputs, attention)
             except RuntimeError:
                 continue
     times = alternate_on_gpu(calls, seconds) if device == "cuda" else alternate(calls, seconds)
