@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -184,7 +183,7 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "accuracy_cuda.csv"
-    machine, command = bench_measure.machine("cuda"), shlex.join(["python", "bench/cuda_accuracy.py", *sys.argv[1:]])
+    machine, command = bench_measure.machine("cuda"), bench_report.command_line("python", "bench/cuda_accuracy.py")
     print(f"{machine}; ours/PyTorch's: {', '.join(NAMES)}")
     chosen, rows = cases(arguments.quick), []
     wrong = 0

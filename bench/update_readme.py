@@ -89,8 +89,8 @@ def short_table(rows: list[Row], device: str) -> str:
         lines.append(line)
     averages = []
     for dtype, op in dict.fromkeys(key[:2] for key in cells):
-        group = [row for row in rows if (row["dtype"], row["op"]) == (dtype, op)]
-        ratios = {name: [float(row["ratio"]) for row in group if row["peer"] == name] for name in names_of(group)}
+        measured = [row for row in rows if (row["dtype"], row["op"]) == (dtype, op)]
+        ratios = {name: [float(row["ratio"]) for row in measured if row["peer"] == name] for name in names_of(measured)}
         each = ", ".join(f"{name} {statistics.geometric_mean(values):.2f}×" for name, values in ratios.items())
         averages.append(f"{dtype} {op}: {each}")
     backends = ", ".join(names_of(rows))

@@ -175,8 +175,8 @@ def test_cache_list_verify_clear_path(tmp_path: Path) -> None:
 
 def test_bench_writes_a_table_and_csv(tmp_path: Path) -> None:
     grid = ("--dtypes", "fp32", "--head-dims", "16", "--seqlens", "32,64", "--masks", "causal", "--heads", "1")
-    arguments = ("bench", "--device", "cpu", *grid, "--seconds", "0.01", "--output", str(tmp_path))
-    text = output(*arguments, cache=tmp_path / "cache")
+    arguments = ("bench", "--device", "cpu", *grid, "--seconds", "0.01")
+    text = output(*arguments, "--output", str(tmp_path), cache=tmp_path / "cache")
     assert "ratio" in text
     with (tmp_path / "bench_cpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

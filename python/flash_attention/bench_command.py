@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -103,6 +102,6 @@ def run(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     machine = bench_measure.machine(device)
     print(machine)
-    command = shlex.join(["python", "-m", "flash_attention", *sys.argv[1:]])
+    command = bench_report.command_line("python", "-m", "flash_attention")
     measure = run_startup if arguments.startup else run_smallest if arguments.smallest else run_grid
     measure(arguments, device, folder, machine, command)

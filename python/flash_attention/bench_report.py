@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,15 @@ def startup_rows(rows: Sequence[Startup]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def command_line(*program: str) -> str:
+    """How this program was called, but for where its files go."""
+    arguments = sys.argv[1:]
+    if "--output" in arguments:
+        at = arguments.index("--output")
+        del arguments[at : at + 2]
+    return shlex.join([*program, *arguments])
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], machine: str, command: str) -> None:
