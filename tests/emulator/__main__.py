@@ -41,7 +41,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--heads-kv", type=int, default=0)
     add("--seqlen-q", type=int, default=130)
     add("--seqlen-k", type=int, default=0)
-    add("--scale", type=float)
+    add("--scale", type=float, default=Case.scale)
     add("--layout", choices=LAYOUTS, default="contiguous")
     add("--target", default="cuda:sm_80")
     add("--config", default="", help="k=v,... as the command line of the package takes it; all: each of them")
@@ -112,7 +112,8 @@ def _describe(case: Case) -> str:
     """What is not as the defaults have it."""
     settings = {f"{f.name}={v}" for f in fields(Settings) if (v := getattr(case.settings, f.name)) != f.default}
     shown = [f for f in fields(Case) if f.name not in ("op", "dtype", "settings")]
-    words = [f"{f.name}={v}" for f in shown if (v := getattr(case, f.name)) != f.default]
+    changed = {f.name: v for f in shown if (v := getattr(case, f.name)) is not f.default and v != f.default}
+    words = [f"{name}={value}" for name, value in changed.items()]
     return " ".join([case.op, case.dtype, *words, *sorted(settings)])
 
 

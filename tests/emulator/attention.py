@@ -57,7 +57,7 @@ class Case:
     heads_kv: int = 0  # 0: as heads_q
     seqlen_q: int = 128
     seqlen_k: int = 0  # 0: as seqlen_q
-    scale: float | None = None
+    scale: float = math.nan  # NaN: 1 / sqrt(head_dim)
     layout: str = "contiguous"
     target: str = "cuda:sm_80"
     config: str = ""
@@ -72,7 +72,7 @@ class Case:
             head_dim_v=self.head_dim_v or self.head_dim,
             heads_kv=self.heads_kv or self.heads_q,
             seqlen_k=self.seqlen_k or self.seqlen_q,
-            scale=1 / math.sqrt(self.head_dim) if self.scale is None else self.scale,
+            scale=1 / math.sqrt(self.head_dim) if math.isnan(self.scale) else self.scale,
         )
 
 
