@@ -1,37 +1,5 @@
 /* Gradients to the caller's tensors. */
-
-static __device__ __forceinline__ void store_two(const struct fa_tensor &to, element *row, int col, int dim, bool pairs,
-                                                 float x, float y)
-{
-//% if dtype == "fp32"
-  if (pairs && col + 1 < dim) {
-    *(float2 *)(row + col) = make_float2(x, y);
-    return;
-  }
-  if (col < dim)
-    row[col * to.stride_col] = x;
-  if (col + 1 < dim)
-    row[(col + 1) * to.stride_col] = y;
-//% else
-  u32 pair = pack(x, y);
-  if (pairs && col + 1 < dim) {
-    *(u32 *)(row + col) = pair;
-    return;
-  }
-  if (col < dim)
-    row[col * to.stride_col] = (half_bits)pair;
-  if (col + 1 < dim)
-    row[(col + 1) * to.stride_col] = (half_bits)(pair >> 16);
-//% end
-}
-
-/* Can two neighbouring columns be stored at once? */
-static __device__ __forceinline__ bool has_pairs(const struct fa_tensor &to)
-{
-  unsigned long long together = (unsigned long long)to.data / sizeof(element) | to.stride_batch | to.stride_head |
-                                to.stride_row;
-  return to.stride_col == 1 && together % 2 == 0;
-}
+//% include "cuda/store.h"
 
 /* 16 rows and UNITS x 16 columns, from unit `first_unit` on, as mma holds them. */
 template <int UNITS, int DIM>

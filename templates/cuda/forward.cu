@@ -49,7 +49,7 @@ typedef half_bits element;
 //%   include "cuda/softmax.h"
 //%   include "cuda/products.h"
 //% end
-//% include "cuda/store.h"
+//% include "cuda/forward_end.h"
 
 /* What a block works on. */
 struct work {
