@@ -38,15 +38,22 @@ struct rows {
 #define OUTPUT_UNIT WEIGHT_UNIT
 //% end
 
-/* Below every score but -inf: the score of a key that a row does not see. */
-#define LOWEST (-0x1.fffffep127f)
-
 //% if dtype == "fp32"
+/* The score of a key that a row does not see. No other is -inf: an infinity in the input makes NaN (split.h). */
+#define LOWEST (-INF)
+
+/* A factor of scores that is neither infinite nor, however small, 0: that times LOWEST would be NaN. */
+static __device__ __forceinline__ float bounded(float factor) { return fminf(fmaxf(factor, 0x1p-126f), 0x1p127f); }
+
 /* From scores in units of the row to exponents of 2. */
 static __device__ __forceinline__ float row_factor(const struct rows &rows, int m, int h)
 {
-  return fminf(rows.factor * rows.query_factor[m][h], 0x1p127f);
+  return bounded(rows.factor * rows.query_factor[m][h]);
 }
+
+//% else
+/* Below every score but -inf, and even times the least factor far below: the score of a key that a row does not see. */
+#define LOWEST (-0x1.fffffep127f)
 
 //% end
 static __device__ __forceinline__ void begin_rows(struct rows &rows, const struct fa_params &params, int first
@@ -138,6 +145,7 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
   float largest[M_TILES][2], origin[M_TILES][2];
   find_largest(largest, scores, rows);
 //% if dtype != "fp32"
+  float change[M_TILES][2];
   bool large = false;
 //% end
 #pragma unroll
@@ -155,6 +163,7 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
       rows.max[m][h] = new_max;
       new_max = new_max == -INF ? 0.0f : new_max;
       largest[m][h] = new_max;
+      change[m][h] = old_max - new_max;
       origin[m][h] = __fmul_rn(new_max, rows.factor);
       rows.rescale[m][h] = exp2_approx(__fmul_rn(old_max, rows.factor) - origin[m][h]); /* as origin was then */
       large = large || fabsf(origin[m][h]) > 0x1p21f;
@@ -171,8 +180,10 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-      for (int h = 0; h < 2; h++)
+      for (int h = 0; h < 2; h++) {
         origin[m][h] = 0;
+        rows.rescale[m][h] = exp2_approx(change[m][h] * rows.factor);
+      }
   }
 //% end
 #pragma unroll
@@ -181,7 +192,7 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
     for (int h = 0; h < 2; h++) {
       float sum = 0;
 //% if dtype == "fp32"
-      float factor = fminf(row_factor(rows, m, h) * rows.key_factor, 0x1p127f);
+      float factor = bounded(row_factor(rows, m, h) * rows.key_factor);
 //% else
       float start = WEIGHT_EXPONENT - origin[m][h];
 //% end
