@@ -186,7 +186,7 @@ extern "C" __global__ void kernel(int *out_x) {
 @pytest.mark.skipif("-ffp-contract=off" in build.KERNEL_FLAGS, reason="the processor has no fused multiply-add")
 def test_contraction() -> None:
     """a * b - c is rounded once, as NVRTC compiles it; __fmul_rn(a, b) is rounded by itself."""
-    x = np.float32([1 + 2.0**-12, 1 + 2.0**-12, 1 + 2.0**-11])
+    x = np.array([1 + 2.0**-12, 1 + 2.0**-12, 1 + 2.0**-11], np.float32)
     out = np.zeros(2, np.float32)
     run(
         """
@@ -196,7 +196,7 @@ extern "C" __global__ void kernel(const float *in_x, float *out_y) {
 }""",
         x, out, block=1,
     )  # fmt: skip
-    np.testing.assert_array_equal(out, np.float32([2.0**-24, 0]))
+    np.testing.assert_array_equal(out, np.array([2.0**-24, 0], np.float32))
 
 
 def test_exp2_approx() -> None:
