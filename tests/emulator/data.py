@@ -56,8 +56,11 @@ def errors_beside_pytorch(case: Case, actual: dict[str, Tensor]) -> dict[str, fl
     inputs = values(case)
     exact = results(case, inputs)
     leaves = [inputs[name].clone().requires_grad_() for name in ("query", "key", "value")]
+    query, key, value = leaves
     grouped = case.heads_q != case.heads_kv
-    output = scaled_dot_product_attention(*leaves, is_causal=case.causal, scale=case.scale, enable_gqa=grouped)
+    output = scaled_dot_product_attention(
+        query, key, value, is_causal=case.causal, scale=case.scale, enable_gqa=grouped
+    )
     gradients = torch.autograd.grad(output, leaves, inputs["grad_output"])
     theirs = dict(zip(exact, (output.detach(), *gradients), strict=True))
 
@@ -95,7 +98,7 @@ def _magnitudes(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check(case: Case, name: str, actual: Tensor, expected: Tensor, magnitude: Tensor) -> str:
     """Coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
-    units = 2 if case.dtype != "fp32" else 2 * (1 + case.settings.exp2_error)
+    units = 2 if case.dtype != "fp32" else 16  # tensor cores cut sums off
     bound = tensors.ROUNDING[case.dtype] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
     same = (actual == expected.to(actual.dtype)) | (actual.isnan() & expected.isnan())
     wrong = ~((actual.double() - expected).abs() <= bound) & ~same
