@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 
 import torch
 
-from flash_attention import bench_cuda, flash_attention
+from flash_attention import bench, bench_measure, flash_attention
 
 
 def main() -> None:
     print("bf16 backward: ordered ms, atomics ms, ordered / atomics")
-    for head_dim, is_causal, seqlen in itertools.product((64, 128, 256), (False, True), (512, 2048, 4096, 16384)):
-        cell = bench_cuda.cell("backward", "bf16", head_dim, seqlen, is_causal)
-        with torch.set_grad_enabled(True):
-            call = bench_cuda._prepare(cell, flash_attention)
-            times: dict[bool, list[float]] = {True: [], False: []}
-            for _, ordered in itertools.product(range(7), (True, False)):
-                torch.use_deterministic_algorithms(ordered)
-                call()
-                times[ordered].append(bench_cuda._time(call, 5))
-        ordered, atomics = (sorted(times[key])[3] * 1e3 for key in (True, False))
-        mask = "causal" if is_causal else "full"
-        print(f"d {head_dim} {mask} S {seqlen}: {ordered:.3f} {atomics:.3f} {ordered / atomics:.3f}", flush=True)
+    masks, seqlens = ["full", "causal"], [512, 2048, 4096, 16384]
+    for cell in bench.grid("cuda", ["backward"], ["bf16"], [64, 128, 256], seqlens, masks):
+        call = bench_measure.prepare(cell, bench_measure.make_inputs(cell, "cuda"), flash_attention)
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _, ordered in itertools.product(range(7), (True, False)):
+            torch.use_deterministic_algorithms(ordered)
+            call()
+            times[ordered].append(bench_measure.time_on_gpu(call, 5))
+        ordered_ms, atomics_ms = (1e3 * statistics.median(times[key]) for key in (True, False))
+        print(
+            f"d {cell.head_dim} {cell.mask()} S {cell.seqlen}: {ordered_ms:.3f} {atomics_ms:.3f} "
+            f"{ordered_ms / atomics_ms:.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -174,21 +175,23 @@ def test_cache_list_verify_clear_path(tmp_path: Path) -> None:
 
 def test_bench_writes_a_table_and_csv(tmp_path: Path) -> None:
     grid = ("--dtypes", "fp32", "--head-dims", "16", "--seqlens", "32,64", "--masks", "causal", "--heads", "1")
-    text = output("bench", *grid, "--seconds", "0.01", "--output", str(tmp_path), cache=tmp_path / "cache")
+    arguments = ("bench", "--device", "cpu", *grid, "--seconds", "0.01")
+    text = output(*arguments, "--output", str(tmp_path), cache=tmp_path / "cache")
     assert "ratio" in text
-    assert "smallest call" in text
-    with (tmp_path / "bench.csv").open(newline="") as file:
+    with (tmp_path / "bench_cpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["op"], row["seqlen"]) for row in rows] == [
-        ("forward", "32"),
-        ("forward", "64"),
-        ("backward", "32"),
-        ("backward", "64"),
+    assert [(row["op"], row["seqlen"], row["peer"]) for row in rows] == [
+        (op, seqlen, peer)
+        for op in ("forward", "backward")
+        for seqlen in ("32", "64")
+        for peer in ("flash_attention", "PyTorch")
     ]
-    for row in rows:
+    for ours, row in zip(rows[::2], rows[1::2], strict=True):
         flops = 4 * 32 * 32 * 16 * (int(row["seqlen"]) / 32) ** 2 / 2 * (1 if row["op"] == "forward" else 2.5)
         assert float(row["gflops"]) == pytest.approx(flops / float(row["seconds"]) / 1e9, abs=0.06)
-        assert float(row["ratio"]) == pytest.approx(float(row["pytorch_seconds"]) / float(row["seconds"]), rel=2e-3)
+        assert float(row["ratio"]) == pytest.approx(float(row["seconds"]) / float(ours["seconds"]), rel=2e-3)
+        assert row["command"] == shlex.join(("python", "-m", "flash_attention", *arguments))
+        assert row["machine"]
 
 
 def test_output_into_a_closed_pipe_is_no_error() -> None:

@@ -178,20 +178,30 @@ def numbers(text: str) -> list[int]:
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU that is supported"
+    )
     parser.add_argument("--quick", action="store_true", help="a small grid with short timings, for a first look")
-    parser.add_argument("--startup", action="store_true", help="measure importing and first calls instead of the grid")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--startup", action="store_true", help="measure importing and first calls instead of the grid")
+    instead.add_argument("--smallest", action="store_true", help="measure what the smallest calls cost instead")
     parser.add_argument("--ops", type=several("forward", "backward"), metavar="LIST", help="default: forward,backward")
     parser.add_argument(
-        "--dtypes", type=several("fp32", "fp16", "bf16"), metavar="LIST", help="default: fp32,bf16,fp16"
+        "--dtypes",
+        type=several("fp32", "fp16", "bf16"),
+        metavar="LIST",
+        help="default: fp32,bf16,fp16; on a GPU fp32,bf16",
     )
-    parser.add_argument("--head-dims", type=numbers, metavar="LIST", help="default: 64,128")
-    parser.add_argument("--seqlens", type=numbers, metavar="LIST", help="default: 512,1024,2048,4096")
-    parser.add_argument("--masks", type=several("full", "causal"), metavar="LIST", help="default: full,causal")
-    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("--heads", type=positive, default=8, metavar="N", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: PyTorch's own choice")
+    parser.add_argument("--head-dims", type=numbers, metavar="LIST", help="default: 64,128; on a GPU 64,128,256")
     parser.add_argument(
-        "--seconds", type=float, metavar="X", help="time for each number (default: 1; 0.2 with --quick)"
+        "--seqlens", type=numbers, metavar="LIST", help="default: 512,1024,2048,4096; on a GPU up to 16384"
+    )
+    parser.add_argument("--masks", type=several("full", "causal"), metavar="LIST", help="default: full,causal")
+    parser.add_argument("--batch", type=positive, metavar="N", help="default: 1; on a GPU 16384 / S")
+    parser.add_argument("--heads", type=positive, metavar="N", help="default: 8; on a GPU 2048 / d")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of a CPU; default: PyTorch's own choice")
+    parser.add_argument(
+        "--seconds", type=float, metavar="X", help="time for each number (default: 1; on a GPU 0.05; less with --quick)"
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="folder of the files (default: %(default)s)")
 
@@ -235,8 +245,9 @@ def build_parser() -> argparse.ArgumentParser:
             "bench",
             run_bench,
             "measure against PyTorch's attention on this machine: table, CSV, PNG",
-            "Both are called in turn in one process; numbers are medians. Speeds count 4*B*H*S*S*d operations\n"
-            "forward, half when causal, and 2.5 times as many backward. The ratio is PyTorch's time over ours.",
+            "All are called in turn in one process; numbers are medians. Speeds count 4*B*H*S*S*d operations\n"
+            "forward, half when causal, and 2.5 times as many backward. A ratio is PyTorch's time over ours. On a\n"
+            "GPU PyTorch is measured with each of its backends, and times are those of device events.",
         )
     )
     return parser
