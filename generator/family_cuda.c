@@ -280,6 +280,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "load_bytes_qk", load_bytes(problem->head_dim)) |
          fa_constants_offer_int(constants, "load_bytes_v", load_bytes(problem->head_dim_v)) |
          fa_constants_offer_int(constants, "split_threads", SPLIT_THREADS) |
+         fa_constants_offer_int(constants, "sum_keys", architecture_of(problem->target) == 90 ? 64 : 32) |
          fa_constants_offer_int(constants, "begin_threads", BEGIN_THREADS) |
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |

@@ -8,7 +8,7 @@
  * Tiles of K and V come through shared memory by asynchronous copies, while those before them are worked on.
 //% if dtype == "fp32"
  * Products are three of fp16 (split.h). Tensor cores truncate sums, so that QK^T is summed in pieces of 16 columns and
- * PV in pieces of BLOCK_N keys, and the pieces are added in fp32.
+ * PV in pieces of ${min(block_n, sum_keys)} keys, and the pieces are added in fp32.
 //% end
  */
 //% include "common/params.h"

@@ -80,6 +80,10 @@ static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_
   }
 }
 
+/* Keys whose terms a tensor core sums, in tiles of 16: it cuts off the bits behind 24 (before Hopper) or 25 at each step,
+ * which shows where terms do not cancel. */
+enum { SUM_TILES = ${min(block_n, sum_keys)} / 16 };
+
 /* output = output * rescale + (weights V) * factor. */
 static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][DIM_V / 8][4],
                                                        const float (&weights)[M_TILES][N_TILES][4],
@@ -97,36 +101,46 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
                    a_low[m][k][i]);
 #pragma unroll
   for (int n = 0; n < DIM_V / 8; n += 2) {
-    u32 b_high[BLOCK_N / 16][4];
-    float sum[M_TILES][2][4] = {};
     __syncwarp(); /* keeps the loads of later columns where they are: there are no registers for them */
-    /* The small terms first: what a sum loses by truncation is in proportion to its size. */
+    float total[M_TILES][2][4] = {};
 #pragma unroll
-    for (int k = 0; k < BLOCK_N / 16; k++) {
-      u32 b_low[4];
-      ldmatrix_x4_trans(b_high[k], values + (k * 16 * PITCH_V + n * 8) * 2);
-      ldmatrix_x4_trans(b_low, values + ((BLOCK_N + k * 16) * PITCH_V + n * 8) * 2);
+    for (int first = 0; first < BLOCK_N / 16; first += SUM_TILES) {
+      u32 b_high[SUM_TILES][4];
+      float sum[M_TILES][2][4] = {};
+      /* The small terms first: what a sum loses by truncation is in proportion to its size. */
+#pragma unroll
+      for (int i = 0; i < SUM_TILES; i++) {
+        int k = first + i;
+        u32 b_low[4];
+        ldmatrix_x4_trans(b_high[i], values + (k * 16 * PITCH_V + n * 8) * 2);
+        ldmatrix_x4_trans(b_low, values + ((BLOCK_N + k * 16) * PITCH_V + n * 8) * 2);
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            mma_m16n8k16(sum[m][half], a_low[m][k], b_high[i][2 * half], b_high[i][2 * half + 1]);
+            mma_m16n8k16(sum[m][half], a_high[m][k], b_low[2 * half], b_low[2 * half + 1]);
+          }
+      }
+#pragma unroll
+      for (int i = 0; i < SUM_TILES; i++)
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+          for (int half = 0; half < 2; half++)
+            mma_m16n8k16(sum[m][half], a_high[m][first + i], b_high[i][2 * half], b_high[i][2 * half + 1]);
 #pragma unroll
       for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          mma_m16n8k16(sum[m][half], a_low[m][k], b_high[k][2 * half], b_high[k][2 * half + 1]);
-          mma_m16n8k16(sum[m][half], a_high[m][k], b_low[2 * half], b_low[2 * half + 1]);
-        }
+        for (int i = 0; i < 8; i++)
+          total[m][i / 4][i % 4] += sum[m][i / 4][i % 4];
     }
-#pragma unroll
-    for (int k = 0; k < BLOCK_N / 16; k++)
-#pragma unroll
-      for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          mma_m16n8k16(sum[m][half], a_high[m][k], b_high[k][2 * half], b_high[k][2 * half + 1]);
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
 #pragma unroll
       for (int half = 0; half < 2; half++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-          output[m][n + half][e] = output[m][n + half][e] * rows.rescale[m][e / 2] + sum[m][half][e] * factor;
+          output[m][n + half][e] = output[m][n + half][e] * rows.rescale[m][e / 2] + total[m][half][e] * factor;
   }
 }

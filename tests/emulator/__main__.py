@@ -16,7 +16,8 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from emulator.attention import DATA, Case, emulate, problem
+from emulator.attention import Case, emulate, problem
+from emulator.data import DATA, errors_beside_pytorch
 from emulator.machine import MODELS, TIMINGS, EmulatorError, Settings
 from emulator.tensors import LAYOUTS, TORCH
 from flash_attention import _native
@@ -41,7 +42,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--heads-kv", type=int, default=0)
     add("--seqlen-q", type=int, default=130)
     add("--seqlen-k", type=int, default=0)
-    add("--scale", type=float)
+    add("--scale", type=float, default=Case.scale)
     add("--layout", choices=LAYOUTS, default="contiguous")
     add("--target", default="cuda:sm_80")
     add("--config", default="", help="k=v,... as the command line of the package takes it; all: each of them")
@@ -54,6 +55,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--resident", type=int, default=4, help="blocks at once")
     add("--shuffle", action="store_true", help="blocks begin in random order")
     add("--drain", action="store_true", help="report copies that are under way when a thread ends")
+    add("--accuracy", action="store_true", help="also print errors, in units of those of PyTorch's attention")
     add("--sweep", action="store_true", help="many sizes, layouts, heads; the options above are the first of each")
     add("--keep-going", action="store_true", help="do not stop at the first case that is wrong")
     return parser.parse_args(arguments)
@@ -112,7 +114,8 @@ def _describe(case: Case) -> str:
     """What is not as the defaults have it."""
     settings = {f"{f.name}={v}" for f in fields(Settings) if (v := getattr(case.settings, f.name)) != f.default}
     shown = [f for f in fields(Case) if f.name not in ("op", "dtype", "settings")]
-    words = [f"{f.name}={v}" for f in shown if (v := getattr(case, f.name)) != f.default]
+    changed = {f.name: v for f in shown if (v := getattr(case, f.name)) is not f.default and v != f.default}
+    words = [f"{name}={value}" for name, value in changed.items()]
     return " ".join([case.op, case.dtype, *words, *sorted(settings)])
 
 
@@ -133,6 +136,9 @@ def main(arguments: list[str]) -> int:
                 return 1
         else:
             print(f"ok {time.perf_counter() - start:6.2f} s  {_describe(case)}", flush=True)
+            if args.accuracy:
+                ratios = errors_beside_pytorch(case.filled(), results)
+                print("   ", "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
     print(f"{count - failed} of {count} runs are right")
     return 1 if failed else 0
 

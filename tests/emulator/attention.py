@@ -6,14 +6,12 @@ import ctypes
 import math
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from emulator import tensors
+from emulator import data, tensors
 from emulator.machine import EmulatorError, Kernel, Memory, Session, Settings, lonely
 from emulator.tensors import FaTensor, Strided
 from flash_attention import _native
-from reference import reference
 
 
 class FaShape(ctypes.Structure):
@@ -38,10 +36,6 @@ class FaParams(ctypes.Structure):
     )
 
 
-# What query and key are multiplied by. "integers": rounded to integers, so that scores are exact; "nan": a key is NaN.
-DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0, "integers": 3.0, "nan": 1.0}
-
-
 @dataclass(frozen=True)
 class Case:
     """One call of attention."""
@@ -57,12 +51,12 @@ class Case:
     heads_kv: int = 0  # 0: as heads_q
     seqlen_q: int = 128
     seqlen_k: int = 0  # 0: as seqlen_q
-    scale: float | None = None
+    scale: float = math.nan  # NaN: 1 / sqrt(head_dim)
     layout: str = "contiguous"
     target: str = "cuda:sm_80"
     config: str = ""
     without: tuple[str, ...] = ()  # gradients (or "lse") that are not wanted
-    data: str = "normal"  # one of DATA
+    data: str = "normal"  # one of data.DATA
     data_seed: int = 1
     settings: Settings = field(default_factory=Settings)
 
@@ -72,7 +66,7 @@ class Case:
             head_dim_v=self.head_dim_v or self.head_dim,
             heads_kv=self.heads_kv or self.heads_q,
             seqlen_k=self.seqlen_k or self.seqlen_q,
-            scale=1 / math.sqrt(self.head_dim) if self.scale is None else self.scale,
+            scale=1 / math.sqrt(self.head_dim) if math.isnan(self.scale) else self.scale,
         )
 
 
@@ -135,41 +129,19 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) 
 def emulate(case: Case) -> dict[str, Tensor]:
     """Run one call and check it: raises EmulatorError with what is wrong, returns the results."""
     case = case.filled()
-    torch.manual_seed(case.data_seed)
-    b, hq, hk, sq, sk = case.batch, case.heads_q, case.heads_kv, case.seqlen_q, case.seqlen_k
-    d, dv, dtype = case.head_dim, case.head_dim_v, tensors.TORCH[case.dtype]
-    shapes = {"query": (b, hq, sq, d), "key": (b, hk, sk, d), "value": (b, hk, sk, dv), "grad_output": (b, hq, sq, dv)}
-    values = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
-    if case.layout == "expanded":
-        values = {name: tensors.expand(name, x) for name, x in values.items()}
-    for name in ("query", "key"):
-        values[name] = values[name] * DATA[case.data]
-        if case.data == "integers":
-            values[name] = values[name].round()
-    if case.data == "nan" and sk:
-        values["key"][:, :, sk // 2, 0] = math.nan
-    expected = dict(
-        zip(
-            ("output", "grad_query", "grad_key", "grad_value"),
-            reference(*values.values(), is_causal=case.causal, scale=case.scale),
-            strict=True,
-        )
-    )
+    shapes, values = data.shapes(case), data.values(case)
+    expected = data.results(case, values)
     inputs = {n: tensors.make(n, shapes[n], case.dtype, case.layout, values[n]) for n in ("query", "key", "value")}
-    output = tensors.make("output", (b, hq, sq, dv), case.dtype, case.layout, None, True)
-    lse = None if case.op == "forward" and "lse" in case.without else Memory("lse", lonely(b * hq * sq * 8), True)
+    output = tensors.make("output", shapes["grad_output"], case.dtype, case.layout, None, True)
+    lse = None
+    if case.op == "backward" or "lse" not in case.without:
+        lse = Memory("lse", lonely(case.batch * case.heads_q * case.seqlen_q * 8), True)
     problems = run_op(case, "forward", {**inputs, "output": output}, lse)
     results = {"output": output.tensor}
-    if case.op == "backward":
-        if lse is None:
-            raise ValueError("backward needs lse")
-        given = {
-            **inputs,
-            "output": tensors.make("output", (b, hq, sq, dv), case.dtype, case.layout, output.tensor),
-            "grad_output": tensors.make(
-                "grad_output", shapes["grad_output"], case.dtype, case.layout, values["grad_output"]
-            ),
-        }
+    if case.op == "backward" and lse:
+        given = dict(inputs)
+        for name, tensor in (("output", output.tensor), ("grad_output", values["grad_output"])):
+            given[name] = tensors.make(name, shapes["grad_output"], case.dtype, case.layout, tensor)
         wanted = {
             f"grad_{n}": tensors.make(f"grad_{n}", shapes[n], case.dtype, case.layout, None, True)
             for n in ("query", "key", "value")
@@ -177,37 +149,7 @@ def emulate(case: Case) -> dict[str, Tensor]:
         }
         problems += run_op(case, "backward", {**given, **wanted}, Memory("lse", lse.array))
         results.update({name: s.tensor for name, s in wanted.items()})
-    magnitudes = _magnitudes(case, values) if sk else expected
-    for name, actual in results.items():
-        problems += _check(case, name, actual, expected[name], magnitudes[name])
+    problems += data.check(case, values, results, expected)
     if problems:
         raise EmulatorError("\n".join([str(case), *problems]))
     return {name: t.clone() for name, t in results.items()}
-
-
-def _magnitudes(case: Case, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Output and gradients with every term counted positive: what errors are in proportion to."""
-    q, k, v, do = (x.double().nan_to_num() for x in values.values())
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = q @ k.mT * case.scale
-    if case.causal:
-        scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
-    p = torch.softmax(scores, -1)
-    # The error of a weight grows with the sizes of the products in its score, and small ones underflow in fp16.
-    exact = case.data == "integers" and abs(case.scale) > 1e3  # and weights are 1 or 0
-    per_score = 0.0 if exact else 2.0**-24 / tensors.ROUNDING[case.dtype]
-    floor = 2.0**-100 if case.dtype == "bf16" else 2.0**-13
-    p = p * (1 + per_score * (q.abs() @ k.abs().mT * abs(case.scale))) + (p > 0) * floor
-    ds = p * (do.abs() @ v.abs().mT + (do.abs() * (p @ v.abs())).sum(-1, keepdim=True)) * abs(case.scale)
-    dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (ds.mT @ q.abs(), p.mT @ do.abs()))
-    return {"output": p @ v.abs(), "grad_query": ds @ k.abs(), "grad_key": dk, "grad_value": dv}
-
-
-def _check(case: Case, name: str, actual: Tensor, expected: Tensor, magnitude: Tensor) -> list[str]:
-    """Coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
-    units = 2 if case.dtype != "fp32" else 2 * (1 + case.settings.exp2_error)
-    bound = tensors.ROUNDING[case.dtype] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
-    same = (actual == expected.to(actual.dtype)) | (actual.isnan() & expected.isnan())
-    wrong = ~((actual.double() - expected).abs() <= bound) & ~same
-    return [tensors.describe_wrong(name, actual, expected, wrong)] if wrong.any() else []

@@ -39,8 +39,10 @@ def run(
     Its parameters are ints and pointers to arrays: in_... is only read, out_... is unwritten, inout_... is both.
     """
     source = f'{ptx(dtype)}\n#line 1 "small.cu"\n{body.strip()}\n'
-    names = re.findall(r"\b((?:in|out|inout)_\w+|\w+)\s*[,)]", re.search(r"kernel\((.*?\))", body, re.DOTALL)[1])
-    memory, values = [], []
+    parameters = body[body.index("kernel(") :]
+    names = re.findall(r"\b(\w+)\s*[,)]", parameters[: parameters.index("{")])
+    memory: list[Memory] = []
+    values: list[ctypes._SimpleCData] = []
     for name, argument in zip(names, arguments, strict=True):
         if isinstance(argument, np.ndarray):
             cells = (argument.nbytes + 1) // 2

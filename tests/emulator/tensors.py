@@ -16,7 +16,10 @@ from emulator.machine import Memory, lonely
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST = {"fp32": 2.0**-126, "fp16": 2.0**-24, "bf16": 2.0**-126}
-LAYOUTS = ("contiguous", "bshd", "odd", "offset", "columns", "reversed", "padded", "huge", "expanded")
+LAYOUTS = (
+    *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
+    *("padded", "huge", "expanded"),
+)
 
 
 class FaTensor(ctypes.Structure):
@@ -51,6 +54,12 @@ def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[tuple[int, .
         return (s * h * d, d, h * d, 1), 0
     if layout == "odd":  # nothing is aligned to more than an element
         return (h * (s * (d + 3) + 1) + 5, s * (d + 3) + 1, d + 3, 1), 0
+    if layout == "odd_batch":  # all but one stride are aligned
+        return (h * s * d + 1, s * d, d, 1), 0
+    if layout == "odd_head":
+        return (h * (s * d + 1) + h % 2, s * d + 1, d, 1), 0
+    if layout == "odd_row":
+        return (h * s * (d + 1) * 8, s * (d + 1) * 8, d + 1, 1), 0
     if layout == "offset":  # aligned strides, unaligned base
         return (h * s * (d + 8), s * (d + 8), d + 8, 1), 1
     if layout == "columns":  # neighbours in a row are apart

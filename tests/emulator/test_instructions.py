@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from emulator import build
 from emulator.machine import MODELS, TYPES, library
 from emulator.small import run
 
@@ -180,6 +181,22 @@ extern "C" __global__ void kernel(int *out_x) {
         np.where(lane < 16, lane ^ 1, 16),
     ]  # fmt: skip
     np.testing.assert_array_equal(out, np.stack(expected).astype(np.int64).astype(np.int32))
+
+
+@pytest.mark.skipif("-ffp-contract=off" in build.KERNEL_FLAGS, reason="the processor has no fused multiply-add")
+def test_contraction() -> None:
+    """a * b - c is rounded once, as NVRTC compiles it; __fmul_rn(a, b) is rounded by itself."""
+    x = np.array([1 + 2.0**-12, 1 + 2.0**-12, 1 + 2.0**-11], np.float32)
+    out = np.zeros(2, np.float32)
+    run(
+        """
+extern "C" __global__ void kernel(const float *in_x, float *out_y) {
+  out_y[0] = in_x[0] * in_x[1] - in_x[2];
+  out_y[1] = __fmul_rn(in_x[0], in_x[1]) - in_x[2];
+}""",
+        x, out, block=1,
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, np.array([2.0**-24, 0], np.float32))
 
 
 def test_exp2_approx() -> None:

@@ -104,9 +104,14 @@ static __forceinline__ float rsqrtf(float x) { return (float)(1.0 / __builtin_sq
 static __forceinline__ float __frcp_rn(float x) { return 1.0f / x; }
 static __forceinline__ float __fsqrt_rn(float x) { return __builtin_sqrtf(x); }
 static __forceinline__ float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-static __forceinline__ float __fadd_rn(float a, float b) { return a + b; }
-static __forceinline__ float __fsub_rn(float a, float b) { return a - b; }
-static __forceinline__ float __fmul_rn(float a, float b) { return a * b; }
+/* Sums and products that are never contracted to a fused multiply-add, as others are. */
+static __forceinline__ float emu_as_it_is(float x) {
+  asm("" : "+m"(x));
+  return x;
+}
+static __forceinline__ float __fadd_rn(float a, float b) { return emu_as_it_is(a + b); }
+static __forceinline__ float __fsub_rn(float a, float b) { return emu_as_it_is(a - b); }
+static __forceinline__ float __fmul_rn(float a, float b) { return emu_as_it_is(a * b); }
 static __forceinline__ float __fdiv_rn(float a, float b) { return a / b; }
 static __forceinline__ float __fdividef(float a, float b) { return a / b; }
 static __forceinline__ float __expf(float x) { return __builtin_expf(x); }

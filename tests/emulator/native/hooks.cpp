@@ -71,6 +71,9 @@ OVERFLOW(add_overflow, "overflow in an addition")
 OVERFLOW(sub_overflow, "overflow in a subtraction")
 OVERFLOW(mul_overflow, "overflow in a multiplication")
 OVERFLOW(divrem_overflow, "division by zero, or overflow in a division,")
+extern "C" void __ubsan_handle_float_cast_overflow(void *, uintptr_t) {
+  finding(EMU_PC, "a floating-point number that an integer cannot hold is converted to one");
+}
 extern "C" void __ubsan_handle_negate_overflow(SourceLocation *, uintptr_t) {
   finding(EMU_PC, "overflow in a negation is undefined");
 }
