@@ -8,31 +8,35 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flash_attention import _native
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str, device: str = "cpu") -> subprocess.CompletedProcess[str]:
     variables = dict(os.environ, PYTHONPATH=str(Path(_native.__file__).resolve().parent.parent))
+    if device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     line = [sys.executable, str(ROOT / "examples" / script), *arguments]
     return subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_demo_compares_the_two_and_draws(tmp_path: Path) -> None:
+def test_demo_compares_the_two_and_draws(device: torch.device, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    done = run("demo.py", "--steps", "4", "--sample", "20", "--output", str(tmp_path))
+    done = run("demo.py", "--steps", "4", "--sample", "20", "--output", str(tmp_path), device=device.type)
     assert done.returncode == 0, done.stdout + done.stderr
-    for needed in ("flash_attention", "scaled_dot_product_attention", "tokens/s", "largest difference"):
+    needs = "flash_attention", "scaled_dot_product_attention", "tokens/s", "largest difference", f", {device.type},"
+    for needed in needs:
         assert needed in done.stdout
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_training_example_learns_a_given_text(tmp_path: Path) -> None:
+def test_training_example_learns_a_given_text(device: torch.device, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 1000)
-    done = run("example_training.py", "--text", str(text), "--steps", "20")
+    done = run("example_training.py", "--text", str(text), "--steps", "20", device=device.type)
     assert done.returncode == 0, done.stdout + done.stderr
     losses = [float(line.split()[3]) for line in done.stdout.splitlines() if line.startswith("step ")]
     assert losses[-1] < losses[0] - 0.3
