@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ if not _is_worker:
 _cache = os.environ["FLASH_ATTENTION_CACHE_DIR"]
 # Tests of results take the best guess of each kernel; test_processes.py tests the tuner.
 os.environ.setdefault("FLASH_ATTENTION_AUTOTUNE", "0")
+# torch.use_deterministic_algorithms refuses cuBLAS, with which references are computed, without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _owner = os.getpid()
 
 
@@ -57,6 +60,16 @@ def cuda() -> torch.device:
     if _no_cuda:
         pytest.skip(_no_cuda)
     return torch.device("cuda")
+
+
+@pytest.fixture
+def much_memory(cuda: torch.device) -> Iterator[float]:
+    """GiB that are free on the GPU. One test at a time has it, among all workers, and none of it is kept."""
+    with open(os.path.join(_cache, "much-memory"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        torch.cuda.empty_cache()
+        yield torch.cuda.mem_get_info()[0] / 2**30
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

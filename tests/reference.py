@@ -32,7 +32,7 @@ def reference(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     output = q.new_zeros(*q.shape[:3], v.shape[3])
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    step = max(1, 2**25 // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    step = max(1, 2**23 // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
     for begin in range(0, q.shape[2] if k.shape[2] else 0, step):
         rows = slice(begin, min(begin + step, q.shape[2]))
         scores = q[:, :, rows] @ k.mT * scale

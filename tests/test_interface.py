@@ -192,13 +192,10 @@ def test_offsets_past_two_to_the_31(device):
 
 
 @pytest.mark.parametrize("large", ["query", "key"])
-def test_more_than_two_to_the_31_elements(cuda, large):
+def test_more_than_two_to_the_31_elements(cuda, much_memory, large):
     """Each of them is read or written, forward and backward, and the last are as right as the first."""
-    gigabytes = 26
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] / 2**30
-    if free < gigabytes:
-        pytest.skip(f"needs {gigabytes} GB of the GPU's memory, {free:.0f} are free")
+    if much_memory < 26:
+        pytest.skip(f"needs 26 GiB of the GPU's memory, {much_memory:.0f} are free")
     heads, few, many, dim = 64, 16, 2**31 // (64 * 128) + 64, 128
     lengths = (many, few) if large == "query" else (few, many)
     options = {"dtype": torch.bfloat16, "device": cuda}
@@ -211,8 +208,6 @@ def test_more_than_two_to_the_31_elements(cuda, large):
         tensors = [tensor[:, head : head + 1] for tensor in (query, key, value, grad_output)]
         peer = run(sdpa, *tensors)
         assert_close([result[:, head : head + 1] for result in results], reference(*tensors), f"head {head}", peer)
-    del query, key, value, results
-    torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize("batch_heads", [(70000, 1), (1, 70000), (300, 300)])
@@ -223,7 +218,7 @@ def test_many_heads(device, batch_heads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_heads_of_several_blocks(cuda, deterministic, dtype):
+def test_many_heads_of_several_blocks(cuda, much_memory, deterministic, dtype):
     """The same with more blocks of threads than 2**16 in each phase, and shared keys."""
     shapes = [(1100, 64, 150, 16), (1100, 32, 70, 16), (1100, 32, 70, 16), (1100, 64, 150, 16)]
     tensors = make(*shapes, device=cuda, dtype=dtype)
