@@ -83,19 +83,19 @@ def test_second_process_neither_tunes_nor_compiles(device, tmp_path):
     assert first["tunings"] == 4
     assert first["compilations"] >= 4
     shutil.copytree(cache, copy)
-    for place in (cache, copy):
+    for place in (cache, copy) if device.type == "cuda" else (copy,):
         second = call(place, device, "float32,bfloat16", **NO_COMPILER)
         assert second["tunings"] == 0
         assert second["compilations"] == 0
         assert not second["looked_for_nvrtc"]
         assert second["kernels_loaded"] == 4
         assert second["digest"] == first["digest"]
-        shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(place)
 
 
 def test_bits_do_not_depend_on_the_process(device, tmp_path):
     """The same cache gives the same bits in a process with another number of threads."""
-    environments = [{"FLASH_ATTENTION_AUTOTUNE": "0", "OMP_NUM_THREADS": threads} for threads in ("2", "1", "3")]
+    environments = [{"FLASH_ATTENTION_AUTOTUNE": "0", "OMP_NUM_THREADS": threads} for threads in ("1", "3")]
     results = [call(tmp_path / "cache", device, "float32,bfloat16", **environment) for environment in environments]
     assert len({result["digest"] for result in results}) == 1
 
