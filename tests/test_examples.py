@@ -15,10 +15,8 @@ from flash_attention import _native
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(script: str, *arguments: str, device: str = "cpu") -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = dict(os.environ, PYTHONPATH=str(Path(_native.__file__).resolve().parent.parent))
-    if device == "cpu":
-        variables["CUDA_VISIBLE_DEVICES"] = ""
     line = [sys.executable, str(ROOT / "examples" / script), *arguments]
     return subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
 
