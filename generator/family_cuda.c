@@ -136,6 +136,10 @@ static int check_forward(const fa_problem *problem, cuda_config c, char *message
   if (check_range("block_m", c.block_m, 16 * c.num_warps, 256, 16 * c.num_warps, message, message_size) != 0 ||
       check_range("block_n", c.block_n, 16, most_keys, 16, message, message_size) != 0)
     return -1;
+  if (problem->dtype == FA_FP32 && c.block_n == 48) { /* its sums are of 16, 32 or 64 keys */
+    snprintf(message, message_size, "block_n is 48; for fp32 it must be 16, 32 or 64");
+    return -1;
+  }
   if (forward_accumulators(problem, c) <= 200)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; 200 fit",

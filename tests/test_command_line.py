@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flash_attention import _native, cli
 
@@ -143,19 +144,19 @@ def test_compile_without_compiler_says_what_to_install() -> None:
 
 
 FILL = """
-import torch
+import sys, torch
 from flash_attention import flash_attention
-query = torch.randn(1, 1, 16, 16)
+query = torch.randn(1, 1, 16, 16).to(sys.argv[1])
 flash_attention(query, query, query)
 """
 
 
-def test_cache_list_verify_clear_path(tmp_path: Path) -> None:
+def test_cache_list_verify_clear_path(device: torch.device, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert output("cache", "path", cache=cache).strip() == str(cache)
     assert output("cache", "list", cache=cache).startswith("0 entries")
     variables = dict(os.environ, PYTHONPATH=str(PACKAGE), FLASH_ATTENTION_CACHE_DIR=str(cache))
-    subprocess.run([sys.executable, "-c", FILL], env=variables, check=True)
+    subprocess.run([sys.executable, "-c", FILL, device.type], env=variables, check=True)
     listed = output("cache", "list", cache=cache)
     assert "forward fp32 head_dim=16" in listed
     assert "intact" in output("cache", "verify", cache=cache)
