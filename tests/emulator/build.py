@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import re
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 NATIVE = Path(__file__).parent / "native"
@@ -126,11 +128,21 @@ def _cache() -> Path:
     return path
 
 
+def _remove_old(directory: Path) -> None:
+    """What nobody has used for a day."""
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):  # another process was faster
+            if path.is_file() and path.stat().st_mtime < time.time() - 86400:
+                path.unlink()
+
+
 def _compile(name: str, parts: list[bytes], commands: list[list[str]], files: dict[str, bytes]) -> Path:
     digest = hashlib.sha256(b"\0".join(parts + [" ".join(c).encode() for c in commands])).hexdigest()[:24]
     result = _cache() / f"{name}_{digest}.so"
-    if result.exists():
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(result)
         return result
+    _remove_old(result.parent)
     with tempfile.TemporaryDirectory(dir=_cache()) as directory:
         for file, content in files.items():
             (Path(directory) / file).write_bytes(content)
