@@ -55,7 +55,7 @@ run_section() {
       ;;
     tests)
       local parallel=()
-      "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 6)
+      "$python" -c 'import xdist' 2>/dev/null && parallel=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
       within 400 "$python" -m pytest -q -k cuda "${parallel[@]}"
       ;;
     guide) within 120 "$python" -m pytest -q tests/test_guide.py -k cuda ;;

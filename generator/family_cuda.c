@@ -164,6 +164,11 @@ static int check_backward(const fa_problem *problem, cuda_config c, char *messag
              c.num_warps);
     return -1;
   }
+  if (problem->dtype == FA_FP32 && c.block_m / count_d_splits(c) > 32) {
+    snprintf(message, message_size, "block_m is %d; for fp32 it must be at most 32 for each warp that shares keys",
+             c.block_m);
+    return -1;
+  }
   const int most = problem->dtype == FA_FP32 ? 176 : 208; /* fp32 has two parts of each operand beside them */
   if (backward_accumulators(problem, c) <= most)
     return 0;
@@ -215,19 +220,9 @@ static const cuda_config backward_16[] = {
     {64, 128, 8, 2}, {64, 128, 8, 1}, {64, 64, 8, 1}, {64, 64, 4, 2}, {32, 128, 8, 2},
     {32, 64, 4, 2},  {64, 64, 8, 2},  {32, 64, 8, 2}, {32, 64, 8, 1}, {64, 64, 4, 1},
     {32, 32, 4, 2},  {32, 32, 4, 1},  {16, 32, 4, 1}, {16, 16, 2, 1}, {0}};
-static const cuda_config backward_32[] = {{32, 64, 4, 2},
-                                          {32, 128, 8, 1},
-                                          {32, 64, 8, 1},
-                                          {32, 64, 4, 1},
-                                          {64, 128, 8, 1},
-                                          {64, 64, 4, 1},
-                                          {32, 32, 4, 1},
-                                          {16, 64, 4, 2},
-                                          {16, 64, 8, 1},
-                                          {16, 32, 4, 1},
-                                          {16, 32, 2, 1},
-                                          {16, 16, 2, 1},
-                                          {0}};
+static const cuda_config backward_32[] = {
+    {32, 64, 4, 2}, {32, 128, 8, 1}, {32, 64, 8, 1}, {32, 64, 4, 1}, {32, 32, 4, 1},
+    {16, 64, 4, 2}, {16, 32, 4, 1},  {16, 32, 2, 1}, {16, 16, 2, 1}, {0}};
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   (void)shape;

@@ -201,7 +201,8 @@ static __device__ __forceinline__ void mask_scores(struct scores &s, const struc
       int key = first_key + e / 2 * 8;
       bool hidden = key >= w.seqlen_k;
 //% if causal
-      hidden = hidden || key > first_query + n * 8 + e % 2;
+      int query = first_query + n * 8 + e % 2; /* one behind the last sees nothing, though it would in its place */
+      hidden = hidden || key > query || query >= w.seqlen_q;
 //% end
       if (hidden) {
         s.weights[n][e] = 0;

@@ -5,12 +5,12 @@
 static __device__ __forceinline__ void store_statistics(float *lse, const struct rows &rows, int m, int h)
 {
 //% if dtype == "fp32"
-  lse[0] = rows.max[m][h] * rows.query_factor[m][h];
+  lse[0] = rows.max[m][h] * rows.query_factor[m][h] * MAX_UNIT;
   lse[1] = rows.sum[m][h];
 //% else
   /* Weights were exp2(score * factor - origin), origin being rounded; backward subtracts the maximum first. */
   float origin = __fmul_rn(rows.max[m][h], rows.factor);
-  float rest = fabsf(origin) > 0x1p21f ? 0.0f : fmaf(rows.max[m][h], rows.factor, -origin);
+  float rest = is_large(origin) ? 0.0f : fmaf(rows.max[m][h], rows.factor, -origin);
   lse[0] = rows.max[m][h];
   lse[1] = rows.sum[m][h] * exp2_approx(-rest);
 //% end

@@ -14,7 +14,7 @@ struct rows {
   int first;                 /* query of row [0][0]; row [m][h] is 16 m + 8 h behind it */
   float factor;              /* from scores to exponents of 2 */
 //% if dtype == "fp32"
-  float query_factor[M_TILES][2]; /* 2^-k of the row of Q; the largest score is kept in units of it */
+  float query_factor[M_TILES][2]; /* 2^-k of the row of Q; the largest score is kept in units of MAX_UNIT times it */
   float key_factor;               /* 2^-k of this block of K */
 //% else
   u32 poisoned; /* bit 2 m + h: row [m][h] has had a score of -inf, as far as this thread knows */
@@ -42,16 +42,16 @@ struct rows {
 /* The score of a key that a row does not see. No other is -inf: an infinity in the input makes NaN (split.h). */
 #define LOWEST (-INF)
 
+/* A score, scaled, is at most 2^38, and K's factor 2^113: in this unit their product is a float. */
+#define MAX_UNIT 0x1p40f
+
 /* A factor of scores that is neither infinite nor, however small, 0: that times LOWEST would be NaN. */
 static __device__ __forceinline__ float bounded(float factor) { return fminf(fmaxf(factor, 0x1p-126f), 0x1p127f); }
 
-/* From scores in units of the row to exponents of 2. */
-static __device__ __forceinline__ float row_factor(const struct rows &rows, int m, int h)
-{
-  return bounded(rows.factor * rows.query_factor[m][h]);
-}
-
 //% else
+/* Does the rounding of a largest score times the factor count? Weights are then computed in another way. */
+static __device__ __forceinline__ bool is_large(float product) { return fabsf(product) > 0x1p21f; }
+
 /* Below every score but -inf, and even times the least factor far below: the score of a key that a row does not see. */
 #define LOWEST (-0x1.fffffep127f)
 
@@ -145,7 +145,6 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
   float largest[M_TILES][2], origin[M_TILES][2];
   find_largest(largest, scores, rows);
 //% if dtype != "fp32"
-  float change[M_TILES][2];
   bool large = false;
 //% end
 #pragma unroll
@@ -153,38 +152,33 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
 #pragma unroll
     for (int h = 0; h < 2; h++) {
 //% if dtype == "fp32"
-      float old_max = rows.max[m][h], new_max = fmaxf(old_max, largest[m][h] * rows.key_factor);
+      float unit = rows.key_factor / MAX_UNIT, old_max = rows.max[m][h];
+      float new_max = fmaxf(old_max, largest[m][h] * unit);
       rows.max[m][h] = new_max;
       new_max = new_max == -INF ? 0.0f : new_max;
-      rows.rescale[m][h] = exp2_approx((old_max - new_max) * row_factor(rows, m, h));
-      origin[m][h] = new_max * inverse_power(rows.key_factor);
+      rows.rescale[m][h] = exp2_approx((old_max - new_max) * rows.factor * MAX_UNIT * rows.query_factor[m][h]);
+      origin[m][h] = new_max * inverse_power(unit);
 //% else
       float old_max = rows.max[m][h], new_max = fmaxf(old_max, largest[m][h]);
       rows.max[m][h] = new_max;
       new_max = new_max == -INF ? 0.0f : new_max;
-      largest[m][h] = new_max;
-      change[m][h] = old_max - new_max;
-      origin[m][h] = __fmul_rn(new_max, rows.factor);
-      rows.rescale[m][h] = exp2_approx(__fmul_rn(old_max, rows.factor) - origin[m][h]); /* as origin was then */
-      large = large || fabsf(origin[m][h]) > 0x1p21f;
+      float product = __fmul_rn(new_max, rows.factor);
+      bool mine = is_large(product);
+      large = large || mine;
+      largest[m][h] = mine ? new_max : 0.0f;
+      origin[m][h] = mine ? 0.0f : product;
+      rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor
+                                            : __fmul_rn(old_max, rows.factor) - product); /* as it was rounded then */
 //% end
     }
 //% if dtype != "fp32"
-  /* One rounding less where the product is so large that its rounding would count: then subtract first. */
-  if (__any_sync(0xffffffffu, large)) {
+  /* Rows whose origin is so large that its rounding would count: there the largest score is subtracted first. */
+  if (__any_sync(0xffffffffu, large))
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
 #pragma unroll
       for (int i = 0; i < 4 * N_TILES; i++)
         scores[m][i / 4][i % 4] -= largest[m][i / 2 % 2];
-#pragma unroll
-    for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        origin[m][h] = 0;
-        rows.rescale[m][h] = exp2_approx(change[m][h] * rows.factor);
-      }
-  }
 //% end
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
@@ -192,7 +186,7 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
     for (int h = 0; h < 2; h++) {
       float sum = 0;
 //% if dtype == "fp32"
-      float factor = bounded(row_factor(rows, m, h) * rows.key_factor);
+      float factor = bounded(rows.factor * (rows.query_factor[m][h] * rows.key_factor));
 //% else
       float start = WEIGHT_EXPONENT - origin[m][h];
 //% end

@@ -33,7 +33,12 @@ split_keys(const __grid_constant__ struct fa_params params)
   __shared__ u32 largest[2][SPLIT_THREADS / 32];
   int per_head = ceil_div((int)params.seqlen_k, BLOCK_N), index = blockIdx.x / per_head, block = blockIdx.x % per_head;
   int batch = index / (int)params.heads_kv, kv_head = index % (int)params.heads_kv, first = block * BLOCK_N;
+//% if causal
+  /* Keys that no query sees are left out: what they are must not show in the scale of others. */
+  int rows = min((int)params.seqlen_k, (int)params.seqlen_q) - first;
+//% else
   int rows = (int)params.seqlen_k - first;
+//% end
   struct split_tiles tiles = find_split_tiles(params, batch, kv_head);
   float key_factor = split_tile<SPLIT_THREADS, BLOCK_N, HEAD_DIM, DIM_QK>(
       tiles.keys + (long long)block * (2 * BLOCK_N * DIM_QK),

@@ -13,7 +13,7 @@ static __device__ __forceinline__ float split_tile(half_bits *tile, const float 
     int pair = i * NUM_THREADS + threadIdx.x, row = pair / (DIM / 2), col = pair % (DIM / 2) * 2;
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      bool valid = row < rows && (HEAD == DIM || col + j < HEAD);
+      bool valid = row < rows && row < ROWS && (HEAD == DIM || col + j < HEAD);
       x[i][j] = valid ? from[row * tensor.stride_row + (col + j) * tensor.stride_col] : 0.0f;
       u32 magnitude = finite_magnitude(x[i][j]);
       largest = magnitude > largest ? magnitude : largest;
