@@ -39,7 +39,7 @@ typedef struct fa_call {
   fa_precision precision;
   bool is_causal;
   bool deterministic;   /* the same call must give the same bits, even if that is slower; CPU kernels always do */
-  double softmax_scale; /* any finite value */
+  double softmax_scale; /* any value that is finite in float32 */
   fa_device_type device_type;
   int device_index;
   void *stream; /* CUDA stream; NULL on the CPU */
@@ -63,7 +63,9 @@ typedef struct fa_host {
   void (*parallel_for)(void *context, int64_t count, void (*body)(int64_t i, void *argument), void *argument);
 } fa_host;
 
-/* malloc and a small pool of threads; on CUDA the driver's plain allocations, whose release waits for the device. */
+/* malloc and a small pool of threads; on CUDA the driver's plain allocations, whose release waits for the device. They
+ * are gone when a call returns: to capture calls in a graph, a host must keep what it gave them as long as the graph.
+ */
 FA_API const fa_host *fa_default_host(void);
 
 /* For hosts without means of their own: copy between the process and a device, in order with `stream`, and wait. */

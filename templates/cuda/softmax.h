@@ -4,8 +4,8 @@
  */
 //% if dtype != "fp32"
 
-/* A score of -inf comes only from an infinity in the input. It would get weight 0 and vanish; it makes the row NaN
- * instead, as +inf and NaN do by themselves. Scores are looked at for that before they are masked. */
+/* A score of -inf comes from an infinity in the input (or, in bf16, from numbers whose product is beyond fp32). It would get
+ * weight 0 and vanish; it makes the row NaN instead, as +inf and NaN do by themselves. */
 //% end
 struct rows {
   float max[M_TILES][2];     /* largest score so far; -inf before the first key that is seen */

@@ -1,4 +1,4 @@
-"""Small calls of every kernel family member, to be run under compute-sanitizer:
+"""Small calls of the best guess of many problems, to be run under compute-sanitizer:
 
     compute-sanitizer --tool memcheck python tests/gpu/sanitize.py
     compute-sanitizer --tool racecheck python tests/gpu/sanitize.py --few     (it is slow)
