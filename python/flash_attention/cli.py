@@ -162,7 +162,8 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--causal", action="store_true", help="query i sees keys 0 to i")
     parser.add_argument(
         "--target",
-        help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:avx512_amx, cpu:neon, cuda:sm_80, ... (default: this machine's CPU)",
+        help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:avx512_amx, cpu:neon, cuda:sm_80, ... "
+        "(default: this machine's CPU)",
     )
 
 
