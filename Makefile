@@ -23,6 +23,7 @@ TEST_SOURCES := $(sort $(wildcard tests/c/test_*.c))
 TESTS := $(TEST_SOURCES:tests/c/%.c=%)
 C_FILES := $(filter-out third_party/%, $(sort $(wildcard \
   generator/*.[ch] cache/*.[ch] runtime/*.[ch] python/*.[ch] examples/*.c tests/c/*.[ch] templates/common/*.h)))
+CXX_FILES := $(sort $(wildcard tests/emulator/native/*.h tests/emulator/native/*.cpp))
 DIGEST_FILES := $(sort $(wildcard generator/*.c generator/*.h templates/common/*))
 DIGEST := $(shell cat $(DIGEST_FILES) | sha256sum | cut -c 1-16)
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -60,7 +61,7 @@ test: $(PACKAGE_LIBRARY) $(TEST_READY) ## everything that CI checks: linters, C 
 
 TIDY_FLAGS := -std=gnu11 -I. -DFA_VERSION=\"0\" -DFA_SOURCE_DIGEST=\"0\" -DFA_TEMPLATE_DIR=\"templates\"
 lint: $(TEST_READY) ## clang-format, clang-tidy, ruff and mypy
-	$(TOOLS)clang-format --dry-run -Werror $(C_FILES)
+	$(TOOLS)clang-format --dry-run -Werror $(C_FILES) $(CXX_FILES)
 	@echo "$(TOOLS)clang-tidy of $(words $(filter %.c, $(C_FILES))) files"
 	@printf '%s\n' $(filter %.c, $(C_FILES)) | xargs -P 2 -n 1 sh -c \
 	  'found=$$("$(TOOLS)clang-tidy" --quiet "$$1" -- $(TIDY_FLAGS) 2>&1) || { echo "$$found"; exit 1; }' lint
@@ -69,7 +70,7 @@ lint: $(TEST_READY) ## clang-format, clang-tidy, ruff and mypy
 	$(TOOLS)mypy
 
 format: $(TEST_READY) ## rewrite every file as the linters want it
-	$(TOOLS)clang-format -i $(C_FILES)
+	$(TOOLS)clang-format -i $(C_FILES) $(CXX_FILES)
 	$(TOOLS)ruff check --fix .
 	$(TOOLS)ruff format .
 
@@ -141,6 +142,12 @@ $(PACKAGE_LIBRARY): $(LIBRARY_SOURCES) $(BINDING_SOURCES) $(DIGEST_FILES) $(wild
 $(BUILD)/tests/%: $(BUILD)/obj/tests/c/%.o $(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.o)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
+
+# Stands in for the CUDA driver, so that the CUDA runtime is tested where there is no GPU.
+$(BUILD)/tests/libfake_cuda.so: $(BUILD)/obj/tests/c/fake_cuda.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -shared $^ -o $@ $(LIBS)
+$(filter $(BUILD)/tests/test_cuda%, $(TESTS:%=$(BUILD)/tests/%.passed)): $(BUILD)/tests/libfake_cuda.so
 
 $(BUILD)/tests/%.passed: $(BUILD)/tests/%
 	$(RUNNER) $<

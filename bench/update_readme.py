@@ -1,9 +1,10 @@
-"""Puts measured numbers into README.md: tables and pictures, between its markers.
+"""Puts measured numbers into README.md and docs/performance.md, between their markers.
 
-    make bench && make bench ARGS=--startup && python bench/update_readme.py [results]
+    make bench && make bench ARGS=--smallest && make bench ARGS=--startup && python bench/update_readme.py [results]
 
-Reads bench.csv, smallest.csv, startup.csv, bench.png and demo.png of the folder; what is not there leaves its part
-as it is.
+A pair of markers, <!-- NAME --> and <!-- /NAME -->, takes what `TABLES` makes of a file of the folder: NAME is a key of
+it and a device, such as bench_cuda, which comes from bench_cuda.csv. Pictures are copied to docs/images. What has no
+file in the folder stays as it is.
 """
 
 from __future__ import annotations
@@ -11,96 +12,217 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+import statistics
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "docs/performance.md")
+OURS = "flash_attention"
+UNITS = {"cpu": ("GFLOP/s", 1), "cuda": ("TFLOP/s", 1000)}
+# What a reader of the short table sees, where it has been measured.
+SHORT_SEQLENS = ("1024", "4096", "16384")
+
+Row = dict[str, str]
+Key = tuple[str, ...]
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def grid_table(rows: list[dict[str, str]]) -> str:
-    """How many times as fast as PyTorch, a row for each dtype, op and head dim; our GFLOP/s in brackets."""
-    columns = list(dict.fromkeys((row["causal"], row["seqlen"]) for row in rows))
-    head = ["", *(f"S {seqlen}{', causal' if causal == '1' else ''}" for causal, seqlen in columns)]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(columns)]
-    for group in dict.fromkeys((row["dtype"], row["op"], row["head_dim"]) for row in rows):
-        found = {
-            (row["causal"], row["seqlen"]): f"**{float(row['ratio']):.2f}×** ({float(row['gflops']):.0f})"
-            for row in rows
-            if (row["dtype"], row["op"], row["head_dim"]) == group
-        }
-        cells = [found.get(column, "") for column in columns]
-        lines.append(f"| {group[0]} {group[1]}, d {group[2]} | " + " | ".join(cells) + " |")
-    first = rows[0]
-    caption = (
-        f"Times as fast as `scaled_dot_product_attention` in the same process, and GFLOP/s of this attention in "
-        f"brackets. Batch {first['batch']}, {first['heads']} heads; {first['machine']}."
-    )
-    return caption + "\n\n" + "\n".join(lines)
+def made(rows: Sequence[Row]) -> str:
+    """Where and how the rows were made."""
+    return f"{rows[0]['machine']}. `{rows[0]['command']}`"
 
 
-def smallest_table(rows: list[dict[str, str]]) -> str:
-    lines = ["| smallest call (B 1, H 1, S 1, d 8) | this | PyTorch |", "|---|---:|---:|"]
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table; the columns behind the first `left` hold numbers."""
+    rule = "|" + "---|" * left + "---:|" * (len(head) - left)
+    return "\n".join(["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def by_cell(rows: Sequence[Row]) -> dict[Key, dict[str, Row]]:
+    """The rows of each cell (dtype, op, head_dim, causal, seqlen), by peer."""
+    cells: dict[Key, dict[str, Row]] = {}
     for row in rows:
-        name = row["what"].removeprefix("smallest ")
-        lines.append(f"| {name} | {float(row['flash_attention']):.1f} µs | {float(row['pytorch']):.1f} µs |")
-    return "\n".join(lines)
+        key = (row["dtype"], row["op"], row["head_dim"], row["causal"], row["seqlen"])
+        cells.setdefault(key, {})[row["peer"]] = row
+    return cells
 
 
-def startup_table(rows: list[dict[str, str]]) -> str:
-    times = {row["what"]: float(row["flash_attention"]) / 1000 for row in rows}
-    lines = ["| fp32, B 1, H 8, S 512, d 64 | forward | forward + backward |", "|---|---:|---:|"]
-    names = {
-        "import_time": "`import flash_attention` after `import torch`",
-        "cold": "first call on a machine: generates, compiles, tunes",
-        "second_process": "first call of a later process",
-        "warm": "any later call",
-    }
-    for what, text in names.items():
-        forward, backward = times[f"forward {what}"], times[f"forward + backward {what}"]
-        lines.append(f"| {text} | {forward:,.1f} ms | {backward:,.1f} ms |")
-    return "\n".join(lines)
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """The peers that took any of the cells."""
+    return [name for name in dict.fromkeys(row["peer"] for row in rows) if name != OURS]
 
 
-def put(text: str, name: str, content: str) -> str:
-    """Replace what is between the markers <!-- name --> and <!-- /name -->."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    text, count = pattern.subn(lambda match: f"{match[1]}{content}\n{match[2]}", text)
-    if count != 1:
-        sys.exit(f"README.md must have the markers <!-- {name} --> and <!-- /{name} --> once, in this order")
-    return text
+def best_ratio(peers: dict[str, Row]) -> str:
+    """How many times as fast as the fastest of the others."""
+    ratios = [float(row["ratio"]) for name, row in peers.items() if name != OURS]
+    return f"**{min(ratios):.2f}×**" if ratios else ""
 
 
-def take_picture(folder: Path, name: str, what: str) -> str:
-    """Copy a picture into docs/images; the Markdown that shows it, "" where there is none."""
-    if not (folder / name).exists():
-        return ""
-    images = ROOT / "docs" / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / name, images / name)
-    print(f"docs/images/{name}")
-    return f"![{what}](docs/images/{name})"
+def speed(row: Row, device: str) -> str:
+    value = float(row["gflops"]) / UNITS[device][1]
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def sort_masks(columns: Sequence[Key]) -> list[Key]:
+    """(causal, seqlen), full ones first."""
+    return sorted(dict.fromkeys(columns), key=lambda column: (column[0], int(column[1])))
+
+
+def short_table(rows: list[Row], device: str) -> str:
+    """A row for each dtype, op and head dim: times as fast as the best peer, and our speed."""
+    cells = by_cell(rows)
+    columns = sort_masks([key[3:] for key in cells])
+    columns = [column for column in columns if column[1] in SHORT_SEQLENS] or columns
+    head = ["", *(f"S {seqlen}{', causal' if causal == '1' else ''}" for causal, seqlen in columns)]
+    lines = []
+    for group in dict.fromkeys(key[:3] for key in cells):
+        line = [f"{group[0]} {group[1]}, d {group[2]}"]
+        for column in columns:
+            peers = cells.get((*group, *column))
+            line.append(f"{best_ratio(peers)} ({speed(peers[OURS], device)})" if peers else "")
+        lines.append(line)
+    averages = []
+    for dtype, op in dict.fromkeys(key[:2] for key in cells):
+        measured = [row for row in rows if (row["dtype"], row["op"]) == (dtype, op)]
+        ratios = {name: [float(row["ratio"]) for row in measured if row["peer"] == name] for name in names_of(measured)}
+        each = ", ".join(f"{name} {statistics.geometric_mean(values):.2f}×" for name, values in ratios.items())
+        averages.append(f"{dtype} {op}: {each}")
+    backends = ", ".join(names_of(rows))
+    peer = "PyTorch's `scaled_dot_product_attention`" if device == "cpu" else f"the best of PyTorch's ({backends})"
+    caption = f"Times as fast as {peer}, and {UNITS[device][0]} of this attention in brackets. {rows[0]['machine']}."
+    average = f"Means over all {len(cells)} cells, against each: {'; '.join(averages)}."
+    return f"{caption}\n\n{markdown(head, lines)}\n\n{average}"
+
+
+def long_table(rows: list[Row], device: str) -> str:
+    """A table for each dtype and op, with a row for each cell: every peer's speed, and how many times as fast as it."""
+    cells = by_cell(rows)
+    text = [f"{made(rows)}\n\n{UNITS[device][0]}; in brackets, how many times as fast as that peer this attention is."]
+    for dtype, op in dict.fromkeys(key[:2] for key in cells):
+        names = names_of([row for row in rows if (row["dtype"], row["op"]) == (dtype, op)])
+        lines = []
+        for key, peers in cells.items():
+            if key[:2] != (dtype, op):
+                continue
+            line = [key[2], "causal" if key[3] == "1" else "full", key[4], speed(peers[OURS], device)]
+            for name in names:
+                taken = peers.get(name)
+                line.append(f"{speed(taken, device)} ({float(taken['ratio']):.2f})" if taken else "–")
+            lines.append([*line, best_ratio(peers)])
+        head = ["d", "mask", "S", "this", *names, "to the best"]
+        text.append(f"**{dtype} {op}**\n\n{markdown(head, lines, left=0)}")
+    return "\n\n".join(text)
+
+
+def smallest_table(rows: list[Row], device: str) -> str:
+    lines = [
+        [
+            f"{row['dtype']}, S {row['seqlen']}, d {row['head_dim']}: {row['what']}",
+            f"{float(row['microseconds']):.1f} µs",
+            f"{float(row['pytorch_microseconds']):.1f} µs",
+        ]
+        for row in rows
+    ]
+    return f"{made(rows)}\n\n{markdown(['smallest calls (B 1, H 1)', 'this', 'PyTorch'], lines)}"
+
+
+STARTUP = {
+    "import_ms": "`import flash_attention` after `import torch`",
+    "cold_ms": "first call on a machine: generates, compiles, tunes",
+    "cold_untuned_ms": "the same with `FLASH_ATTENTION_AUTOTUNE=0`",
+    "second_process_ms": "first call of a later process",
+    "warm_ms": "any later call",
+}
+
+
+def startup_table(rows: list[Row], device: str) -> str:
+    """A column for each op and shape."""
+    head = [
+        f"{row['op']}, {row['dtype']}, B {row['batch']}, H {row['heads']}, S {row['seqlen']}, d {row['head_dim']}"
+        for row in rows
+    ]
+    lines = [[text, *(f"{float(row[name]):,.1f} ms" for row in rows)] for name, text in STARTUP.items()]
+    return f"{made(rows)}\n\n{markdown(['', *head], lines)}"
+
+
+def accuracy_table(rows: list[Row], device: str) -> str:
+    """fp32: a row for each case, ours and PyTorch's error of the output and of each gradient."""
+    cases: dict[Key, dict[str, Row]] = {}
+    columns = ("data", "head_dim", "head_dim_v", "seqlen_q", "seqlen_k", "causal", "heads", "heads_kv")
+    for row in rows:
+        if row["dtype"] == "fp32":
+            cases.setdefault(tuple(row[name] for name in columns), {})[row["tensor"]] = row
+    names = list(dict.fromkeys(row["tensor"] for row in rows))
+    lines = []
+    for (data, dim, dim_v, length_q, length_k, causal, heads, heads_kv), tensors in cases.items():
+        dims = dim if dim == dim_v else f"{dim}/{dim_v}"
+        lengths = length_q if length_q == length_k else f"{length_q}×{length_k}"
+        gqa = "" if heads == heads_kv else f", {heads}/{heads_kv} heads"
+        errors = [
+            f"{float(tensors[name]['error']):.1e} / {float(tensors[name]['pytorch_error']):.1e}" for name in names
+        ]
+        lines.append([data, dims, lengths, ("causal" if causal == "1" else "full") + gqa, *errors])
+    return f"{made(rows)}\n\n{markdown(['data', 'd', 'S', 'mask', *names], lines, left=4)}"
+
+
+# By the name of a marker, without its device: the file that it comes from, and what is made of it.
+TABLES: dict[str, tuple[str, Callable[[list[Row], str], str]]] = {
+    "bench": ("bench", short_table),
+    "cells": ("bench", long_table),
+    "smallest": ("smallest", smallest_table),
+    "startup": ("startup", startup_table),
+    "accuracy": ("accuracy", accuracy_table),
+}
+PICTURES = {"picture_cuda": "bench_cuda.png", "picture_cpu": "bench_cpu.png", "demo": "demo.png"}
+CAPTIONS = {"demo": "Loss curves and training speed of the demo"}
+
+
+def content(name: str, folder: Path, document: Path) -> str | None:
+    """What belongs between the markers of this name; None where the folder has nothing for it."""
+    if name in PICTURES:
+        picture = folder / PICTURES[name]
+        if not picture.exists():
+            return None
+        images = ROOT / "docs" / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, images / picture.name)
+        where = (images / picture.name).relative_to(document.parent).as_posix()
+        return f"![{CAPTIONS.get(name, 'Speed over sequence length')}]({where})"
+    kind, _, device = name.rpartition("_")
+    if kind not in TABLES or device not in UNITS:
+        sys.exit(f"{document}: <!-- {name} --> is none of the markers that bench/update_readme.py knows")
+    file, table = TABLES[kind]
+    path = folder / f"{file}_{device}.csv"
+    return table(read(path), device) if path.exists() else None
+
+
+def update(document: Path, folder: Path) -> list[str]:
+    """Fill in a document's markers; the names of those that were."""
+    text, filled = document.read_text(encoding="utf-8"), []
+
+    def replace(match: re.Match[str]) -> str:
+        new = content(match[1], folder, document)
+        if new is None:
+            return match[0]
+        filled.append(match[1])
+        return f"<!-- {match[1]} -->\n{new}\n<!-- /{match[1]} -->"
+
+    text = re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", replace, text, flags=re.DOTALL)
+    document.write_text(text, encoding="utf-8")
+    return filled
 
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "results")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    pictures = {"bench": take_picture(folder, "bench.png", "Speed over sequence length")}
-    tables = {"bench": grid_table, "smallest": smallest_table, "startup": startup_table}
-    for name, table in tables.items():
-        path = folder / f"{name}.csv"
-        if path.exists():
-            text = put(text, name, "\n\n".join(filter(None, (table(read(path)), pictures.get(name)))))
-            print(f"README.md: {name} from {path}")
-    demo = take_picture(folder, "demo.png", "Loss curves and training speed of the demo")
-    if demo:
-        text = put(text, "demo", demo)
-    readme.write_text(text, encoding="utf-8")
+    for name in DOCUMENTS:
+        filled = update(ROOT / name, folder)
+        print(f"{name}: {', '.join(filled) if filled else f'nothing for it in {folder}'}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python examples/example_training.py
     python examples/example_training.py --text book.txt --steps 2000
+    python examples/example_training.py --dtype bf16
 
 It learns the source text of Python's standard library, or any text file, and ends with a sample of what it
-learned. A CUDA device is used where flash_attention can use it, else the CPU. examples/demo.py trains the same
-model a second time with PyTorch's own attention and compares the two.
+learned. A GPU is used where flash_attention supports it, for a larger model, else the CPU. examples/demo.py trains
+the same model a second time with PyTorch's own attention and compares the two.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,8 +25,25 @@ from torch.nn import functional as F
 
 from flash_attention import FlashAttention, flash_attention
 
-CONTEXT = 1024  # characters that a position can look back on
-BATCH = 2
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model and of its training."""
+
+    d_model: int
+    num_heads: int
+    num_layers: int
+    context: int  # characters that a position can look back on
+    batch: int
+    steps: int
+    learning_rate: float
+
+
+SIZES = {
+    "cpu": Size(d_model=128, num_heads=2, num_layers=4, context=1024, batch=2, steps=600, learning_rate=3e-3),
+    "cuda": Size(d_model=384, num_heads=6, num_layers=6, context=4096, batch=4, steps=500, learning_rate=1e-3),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def causal_flash_attention(head_dim: int) -> nn.Module:
@@ -37,7 +56,7 @@ def rotate(x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     speed = 1e4 ** (-torch.arange(half, device=x.device) / half)
     angle = torch.arange(x.shape[-2], device=x.device)[:, None] * speed
-    cosine, sine = angle.cos(), angle.sin()
+    cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
 
@@ -69,18 +88,13 @@ class CharTransformer(nn.Module):
     """Predicts each next character; `attention` makes a layer's attention module from its head dim."""
 
     def __init__(
-        self,
-        vocabulary: int,
-        attention: Callable[[int], nn.Module] = causal_flash_attention,
-        d_model: int = 128,
-        num_heads: int = 2,
-        num_layers: int = 4,
+        self, vocabulary: int, size: Size, attention: Callable[[int], nn.Module] = causal_flash_attention
     ) -> None:
         super().__init__()
-        self.characters = nn.Embedding(vocabulary, d_model)
-        self.blocks = nn.Sequential(*(Block(d_model, num_heads, attention) for _ in range(num_layers)))
-        self.norm = nn.LayerNorm(d_model)
-        self.logits = nn.Linear(d_model, vocabulary, bias=False)
+        self.characters = nn.Embedding(vocabulary, size.d_model)
+        self.blocks = nn.Sequential(*(Block(size.d_model, size.num_heads, attention) for _ in range(size.num_layers)))
+        self.norm = nn.LayerNorm(size.d_model)
+        self.logits = nn.Linear(size.d_model, vocabulary, bias=False)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -93,42 +107,43 @@ class CharTransformer(nn.Module):
 class Text:
     """A text as numbers: its alphabet, a part to train on and the last tenth to validate with."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, size: Size) -> None:
+        self.size = size
         self.alphabet = sorted(set(text))
         number = {character: i for i, character in enumerate(self.alphabet)}
         data = torch.tensor([number[character] for character in text])
-        if len(data) < 20 * CONTEXT:
-            raise SystemExit(f"the text has {len(data)} characters; it needs at least {20 * CONTEXT}")
+        if len(data) < 20 * size.context:
+            raise SystemExit(f"the text has {len(data)} characters; it needs at least {20 * size.context}")
         split = len(data) * 9 // 10
         self.training, self.validation = data[:split], data[split:]
 
     def batches(self, data: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless random (input, target) pairs of shape (BATCH, CONTEXT); the same seed gives the same ones."""
+        """Endless random (input, target) pairs of shape (batch, context); the same seed gives the same ones."""
         generator = torch.Generator().manual_seed(seed)
-        offsets = torch.arange(CONTEXT)
+        offsets = torch.arange(self.size.context)
         while True:
-            start = torch.randint(len(data) - CONTEXT, (BATCH, 1), generator=generator)
+            start = torch.randint(len(data) - self.size.context, (self.size.batch, 1), generator=generator)
             yield data[start + offsets], data[start + offsets + 1]
 
     def decode(self, numbers: Tensor) -> str:
         return "".join(self.alphabet[i] for i in numbers.tolist())
 
 
-def load_text(path: str | None, characters: int = 4_000_000) -> Text:
+def load_text(path: str | None, size: Size, characters: int = 4_000_000) -> Text:
     """The file's text, else the source of Python's standard library, ASCII only."""
     if path:
-        return Text(Path(path).read_text(encoding="utf-8", errors="replace")[:characters])
+        return Text(Path(path).read_text(encoding="utf-8", errors="replace")[:characters], size)
     parts, length = [], 0
     for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         source = file.read_text(encoding="utf-8", errors="replace")
         if source.isascii() and length < characters:
             parts.append(source)
             length += len(source)
-    return Text("".join(parts)[:characters])
+    return Text("".join(parts)[:characters], size)
 
 
 def pick_device() -> torch.device:
-    """A CUDA device where flash_attention supports it, else the CPU."""
+    """A GPU where flash_attention supports it, else the CPU."""
     if torch.cuda.is_available():
         probe = torch.zeros(1, 1, 1, 64, device="cuda")
         try:
@@ -140,10 +155,16 @@ def pick_device() -> torch.device:
 
 
 class Trainer:
-    """A model and its optimizer: warm-up, then a cosine down to a tenth of the learning rate."""
+    """A model and its optimizer: warm-up, then a cosine down to a tenth of the learning rate.
 
-    def __init__(self, model: nn.Module, device: torch.device, steps: int, learning_rate: float = 3e-3) -> None:
+    With `dtype` bf16, parameters stay fp32 and autocast chooses what is computed in bf16: matrix products, attention.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, steps: int, learning_rate: float, dtype: torch.dtype
+    ) -> None:
         self.model, self.device = model.to(device), device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         warm_up = max(1, steps // 10)
 
@@ -157,7 +178,9 @@ class Trainer:
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross entropy of the next character, in nats."""
         characters, targets = (part.to(self.device) for part in batch)
-        return F.cross_entropy(self.model(characters).flatten(0, 1), targets.flatten())
+        with self.autocast:
+            logits = self.model(characters)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
     def step(self, batch: tuple[Tensor, Tensor]) -> float:
         self.optimizer.zero_grad()
@@ -181,7 +204,7 @@ def sample(model: nn.Module, text: Text, device: torch.device, length: int = 400
     The window always has the same number of characters, filled up at its end: what comes later is not seen (causal),
     and one shape serves every step.
     """
-    window_size = CONTEXT // 4
+    window_size = text.size.context // 4
     generator = torch.Generator().manual_seed(0)
     start = len(text.decode(text.validation[:2000]).rpartition("\n")[0]) + 1
     written = text.validation[max(0, start - window_size // 2) : start].tolist()
@@ -194,25 +217,33 @@ def sample(model: nn.Module, text: Text, device: torch.device, length: int = 400
     return text.decode(torch.tensor(written[prompt:]))
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", help="text file to learn (default: the source of Python's standard library)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 600; on a GPU 500)")
+    parser.add_argument("--device", type=torch.device, help="default: cuda where it is supported, else cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16: through autocast (default: %(default)s)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", help="text file to learn (default: the source of Python's standard library)")
-    parser.add_argument("--steps", type=int, default=600, help="training steps (default: %(default)s)")
-    parser.add_argument("--device", type=torch.device, help="default: cuda where it is supported, else cpu")
+    add_arguments(parser)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
     device = arguments.device or pick_device()
-    text = load_text(arguments.text)
-    trainer = Trainer(CharTransformer(len(text.alphabet)), device, arguments.steps)
-    print(f"{len(text.training):,} characters, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
+    size, dtype = SIZES[device.type], DTYPES[arguments.dtype]
+    steps = arguments.steps or size.steps
+    text = load_text(arguments.text, size)
+    trainer = Trainer(CharTransformer(len(text.alphabet), size), device, steps, size.learning_rate, dtype)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(f"{len(text.training):,} characters, {parameters:,} parameters, {device.type}, {arguments.dtype}")
 
     stream = text.batches(text.training, seed=0)
     started = time.perf_counter()
-    for step in range(1, arguments.steps + 1):
+    for step in range(1, steps + 1):
         loss = trainer.step(next(stream))
         if step % 20 == 0 or step == 1:
-            speed = step * BATCH * CONTEXT / (time.perf_counter() - started)
+            speed = step * size.batch * size.context / (time.perf_counter() - started)
             print(f"step {step:5d}  loss {loss:.4f}  {speed:8,.0f} tokens/s", flush=True)
     print(f"validation loss {trainer.validate(text):.4f}\n\n{sample(trainer.model, text, device)}")
 

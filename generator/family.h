@@ -9,12 +9,18 @@
 #include "generator/generator.h"
 #include "generator/template.h"
 
+/* Switches of a problem that may or may not make another kernel. */
+enum { FA_VARIANT_REDUCED = 1, FA_VARIANT_DETERMINISTIC = 2 };
+
 typedef struct fa_family {
   const char *name; /* "cpu" */
   bool (*owns_target)(const char *target);
   /* Template of an op, relative to the template directory: "cpu/forward.c". */
   const char *(*template_name)(const fa_problem *problem);
   int (*check_problem)(const fa_problem *problem, char *message, size_t message_size);
+  /* Optional: which of the switches above make another kernel of this problem; NULL: none. The others are
+   * taken back before a problem is looked up, tuned or rendered (fa_problem_normalize). */
+  unsigned (*variants)(const fa_problem *problem);
   int (*candidates)(const fa_problem *problem, const fa_shape *shape, fa_config *configs);
   int (*check_config)(const fa_problem *problem, const fa_config *config, char *message, size_t message_size);
   /* Phases and compile options; `source` is left alone. */
@@ -24,7 +30,10 @@ typedef struct fa_family {
   void (*plan)(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan);
 } fa_family;
 
-extern const fa_family fa_family_amx; /* family_amx.c */
-extern const fa_family fa_family_cpu; /* family_cpu.c */
+extern const fa_family fa_family_amx;  /* family_amx.c */
+extern const fa_family fa_family_cpu;  /* family_cpu.c */
+extern const fa_family fa_family_cuda; /* family_cuda.c */
+
+extern const fa_family *fa_family_of_tests; /* NULL, or looked at before all others */
 
 #endif

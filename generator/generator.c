@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const fa_family *const families[] = {&fa_family_cpu, &fa_family_amx};
+static const fa_family *const families[] = {&fa_family_cpu, &fa_family_amx, &fa_family_cuda};
 enum { NUM_FAMILIES = sizeof families / sizeof families[0] };
 
 const char *fa_op_name(fa_op op) { return op == FA_FORWARD ? "forward" : op == FA_BACKWARD ? "backward" : "?"; }
@@ -25,7 +25,11 @@ static const char *precision_name(const fa_problem *problem) {
   return problem->dtype == FA_FP32 && problem->precision == FA_PRECISION_REDUCED ? "reduced" : "full";
 }
 
+const fa_family *fa_family_of_tests;
+
 static const fa_family *find_family(const char *target) {
+  if (fa_family_of_tests && fa_family_of_tests->owns_target(target))
+    return fa_family_of_tests;
   for (int i = 0; i < NUM_FAMILIES; i++)
     if (families[i]->owns_target(target))
       return families[i];
@@ -64,6 +68,14 @@ int fa_problem_check(const fa_problem *problem, char *message, size_t message_si
        names.data ? names.data : "");
   fa_text_free(&names);
   return -1;
+}
+
+void fa_problem_normalize(fa_problem *problem) {
+  const fa_family *family = find_family(problem->target);
+  unsigned variants = family && family->variants ? family->variants(problem) : 0;
+  if (problem->dtype != FA_FP32 || !(variants & FA_VARIANT_REDUCED))
+    problem->precision = FA_PRECISION_FULL;
+  problem->deterministic = problem->deterministic && (variants & FA_VARIANT_DETERMINISTIC);
 }
 
 int fa_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs, char *message,
@@ -114,7 +126,8 @@ static int set_constants(const fa_problem *problem, const fa_config *config, fa_
                fa_constants_offer_text(constants, "target", problem->target) |
                fa_constants_offer_int(constants, "head_dim", problem->head_dim) |
                fa_constants_offer_int(constants, "head_dim_v", problem->head_dim_v) |
-               fa_constants_offer_int(constants, "causal", problem->is_causal);
+               fa_constants_offer_int(constants, "causal", problem->is_causal) |
+               fa_constants_offer_int(constants, "deterministic", problem->deterministic);
   for (int i = 0; i < config->count; i++)
     failed |= fa_constants_set_int(constants, config->item[i].name, config->item[i].value);
   return failed || find_family(problem->target)->constants(problem, config, constants) ? -1 : 0;
@@ -130,6 +143,8 @@ static void print_header(fa_text *text, const fa_problem *problem, const fa_conf
   fa_text_print(text, " *   head_dim  %d of query and key, %d of value and output\n", problem->head_dim,
                 problem->head_dim_v);
   fa_text_print(text, " *   mask      %s\n", problem->is_causal ? "causal: query i sees keys 0 to i" : "none");
+  if (problem->deterministic)
+    fa_text_print(text, " *   sums      in a fixed order: the same call gives the same bits\n");
   fa_text_print(text, " * with the config\n *   ");
   for (int i = 0; i < config->count; i++)
     fa_text_print(text, "%s%s=%d", i ? "," : "", config->item[i].name, config->item[i].value);

@@ -48,6 +48,10 @@ typedef struct fa_plan {
 /* Is this problem one that some family computes? */
 int fa_problem_check(const fa_problem *problem, char *message, size_t message_size);
 
+/* Take back the switches that make no other kernel: precision full where there is no reduced one, and deterministic
+ * false where every kernel is. */
+void fa_problem_normalize(fa_problem *problem);
+
 /* The configs of a problem worth trying for shapes like `shape` (NULL: in general), best guess first.
  * Returns how many were written (at most FA_MAX_CANDIDATES, at least 1), or -1. The first few are what the tuner times
  * by default; all of them are the space that FLASH_ATTENTION_AUTOTUNE=max searches. */

@@ -28,6 +28,7 @@ typedef struct fa_problem {
   int head_dim;                  /* of query and key, 1 to 256 */
   int head_dim_v;                /* of value and output, 1 to 256 */
   bool is_causal;                /* query i sees keys 0..i (aligned top left) */
+  bool deterministic;            /* the same call gives the same bits; false where a family's kernels always do */
   char target[FA_TARGET_LENGTH]; /* "cpu:avx512", "cuda:sm_90a", ... */
 } fa_problem;
 

@@ -14,6 +14,7 @@
  */
 #define _GNU_SOURCE
 #include "python/operand.h"
+#include "python/torch_cuda.h"
 
 #include <float.h>
 #include <math.h>
@@ -31,19 +32,24 @@ static void raise_outcome(const outcome *result) {
 }
 
 /*
- * What runtime asks of its host, from PyTorch: its thread pool, which obeys torch.set_num_threads.
+ * What runtime asks of its host, from PyTorch: its thread pool, which obeys torch.set_num_threads, and its CUDA memory.
  */
 static void *host_allocate(void *context, fa_device_type type, int device_index, size_t bytes) {
-  (void)context, (void)device_index;
+  (void)context;
   void *memory = NULL;
+  if (type == FA_DEVICE_CUDA)
+    return torch_cuda_allocate(device_index, bytes);
   if (type != FA_DEVICE_CPU || posix_memalign(&memory, 64, bytes) != 0)
     return NULL;
   return memory;
 }
 
 static void host_release(void *context, fa_device_type type, int device_index, void *memory) {
-  (void)context, (void)type, (void)device_index;
-  free(memory);
+  (void)context, (void)device_index;
+  if (type == FA_DEVICE_CUDA)
+    torch_cuda_release(memory);
+  else
+    free(memory);
 }
 
 static int host_num_threads(void *context) {
@@ -139,6 +145,8 @@ static void describe_call(fa_call *call, const operand *query, const operand *ke
       .head_dim = (int)head_dim,
       .head_dim_v = (int)head_dim_v,
   };
+  if (call->device_type == FA_DEVICE_CUDA)
+    call->stream = torch_cuda_stream(call->device_index, result);
   view_input(query, &call->query, result);
   view_input(key, &call->key, result);
   view_input(value, &call->value, result);
@@ -215,6 +223,7 @@ static void backward_boxed(torch_value *stack, uint64_t num_inputs, uint64_t num
   describe_call(&call, query, key, value, to_double(stack[6]), to_bool(stack[7]), &result);
   if (result.status == FA_OK) {
     call.op = FA_BACKWARD;
+    call.deterministic = torch_is_deterministic();
     const fa_shape *shape = &call.shape;
     check_shape(output, shape->batch, shape->heads_q, shape->seqlen_q, call.head_dim_v, &result);
     check_shape(grad_output, shape->batch, shape->heads_q, shape->seqlen_q, call.head_dim_v, &result);

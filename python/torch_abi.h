@@ -50,6 +50,7 @@ typedef void (*torch_range_function)(int64_t begin, int64_t end, void *context);
   F(int32_t, aoti_torch_dtype_float32, (void))                                                                         \
   F(int32_t, aoti_torch_dtype_float16, (void))                                                                         \
   F(int32_t, aoti_torch_dtype_bfloat16, (void))                                                                        \
+  F(int32_t, aoti_torch_dtype_uint8, (void))                                                                           \
   /* Throws a C++ RuntimeError through its caller's frames unless the condition holds: the caller is compiled with     \
    * -fexceptions and owns nothing by then. */                                                                         \
   F(void, aoti_torch_check,                                                                                            \

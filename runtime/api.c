@@ -3,6 +3,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,8 +29,10 @@ static fa_status choose_config(const fa_problem *problem, const char *text, fa_c
 
 static fa_status render(const fa_problem *problem, const char *text, fa_config *config, fa_kernel *kernel,
                         char *message) {
-  fa_status status = choose_config(problem, text, config, message);
-  if (status == FA_OK && fa_render(problem, config, fa_template_dir(), kernel, message, FA_MESSAGE_SIZE) != 0)
+  fa_problem normal = *problem;
+  fa_problem_normalize(&normal);
+  fa_status status = choose_config(&normal, text, config, message);
+  if (status == FA_OK && fa_render(&normal, config, fa_template_dir(), kernel, message, FA_MESSAGE_SIZE) != 0)
     status = FA_FAILED;
   return status;
 }
@@ -47,6 +50,31 @@ fa_status fa_source(const fa_problem *problem, const char *config, char **source
   *source = kernel.source; /* moved */
   kernel.source = NULL;
   fa_kernel_free(&kernel);
+  return FA_OK;
+}
+
+fa_status fa_plan_text(const fa_problem *problem, const char *config, const fa_shape *shape, char **text,
+                       char *message) {
+  enum { SIZE = 1024 };
+  fa_config chosen;
+  fa_kernel kernel;
+  fa_plan plan;
+  *text = NULL;
+  fa_status status = choose_config(problem, config, &chosen, message);
+  if (status != FA_OK)
+    return status;
+  if (fa_describe(problem, &chosen, &kernel, message, FA_MESSAGE_SIZE) != 0)
+    return FA_INVALID_VALUE;
+  if (fa_plan_call(problem, &chosen, shape, &plan) != 0)
+    return fa_fail(FA_INVALID_VALUE, message, "no plan for such a shape");
+  *text = calloc(1, SIZE);
+  if (!*text)
+    return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory");
+  fa_append(*text, SIZE, "num_splits %d\nworkspace_bytes %zu\nscratch_bytes %zu\n", plan.num_splits,
+            plan.workspace_bytes, plan.scratch_bytes);
+  for (int i = 0; i < plan.num_phases; i++)
+    fa_append(*text, SIZE, "phase %s %d %zu %" PRId64 "\n", kernel.phase[i].entry, kernel.phase[i].block_size,
+              kernel.phase[i].shared_bytes, plan.grid[i]);
   return FA_OK;
 }
 

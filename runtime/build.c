@@ -44,6 +44,8 @@ static void store(const fa_key *key, const fa_built *built, const fa_compiled *c
   fa_config_format(&built->config, config, sizeof config);
   snprintf(metadata, sizeof metadata, "problem=%s\nconfig=%s\ncompiler=%s\nseconds=%.3f\n", problem, config,
            compiled->compiler, compiled->seconds);
+  if (compiled->registers > 0)
+    fa_append(metadata, sizeof metadata, "registers=%d\nspill_bytes=%d\n", compiled->registers, compiled->spill_bytes);
   for (int i = 0; i < built->kernel.num_phases; i++)
     fa_append(metadata, sizeof metadata, "entry=%s\n", built->kernel.phase[i].entry);
   fa_cache_put(fa_shared_cache(), key, FA_CACHE_REPLACE, metadata, built->image, built->image_length);
@@ -59,6 +61,9 @@ static fa_status compile(const fa_target *ops, const fa_key *key, fa_built *buil
     built->image_length = compiled.image_length;
     fa_say("compiled %s in %.2f s, %zu bytes: %s", built->kernel_hex, compiled.seconds, compiled.image_length,
            compiled.command);
+    if (compiled.registers > 0)
+      fa_say("%s takes %d registers of a thread, %d bytes spilled", built->kernel_hex, compiled.registers,
+             compiled.spill_bytes);
     store(key, built, &compiled);
   } else {
     fa_count(&fa_counters.compile_failures);

@@ -4,6 +4,7 @@
 #include "runtime/runtime.h"
 
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 
 static fa_status check_enum(const char *name, unsigned value, unsigned count, const char *choices, char *message) {
@@ -46,6 +47,11 @@ static fa_status check_shape(const fa_call *call, char *message) {
     if (sizes[i].value < 0)
       return fa_fail(FA_INVALID_VALUE, message, "%s is %lld; it must be 0 or more", sizes[i].name,
                      (long long)sizes[i].value);
+  if (call->device_type == FA_DEVICE_CUDA) /* positions within a sequence are ints there */
+    for (int i = 3; i < 5; i++)
+      if (sizes[i].value > INT_MAX / 2)
+        return fa_fail(FA_UNSUPPORTED, message, "%s is %lld; on a GPU it must be at most %d", sizes[i].name,
+                       (long long)sizes[i].value, INT_MAX / 2);
   bool divides = shape->heads_kv > 0 ? shape->heads_q % shape->heads_kv == 0 : shape->heads_q == 0;
   if (!divides)
     return fa_fail(FA_INVALID_VALUE, message, "heads_q is %lld and heads_kv is %lld; heads_kv must divide heads_q",

@@ -2,7 +2,6 @@
  * Show the source where a compiler complains. #line directives make it name a template's file and line, so
  * the same directives are followed here to find the generated line that it means.
  */
-#include "runtime/cpu.h"
 #include "runtime/runtime.h"
 
 #include <ctype.h>

@@ -47,13 +47,10 @@ void fa_process_free(fa_process *process);
 int fa_private_dir_make(char *path, size_t size); /* -1: nowhere to write */
 void fa_private_dir_remove(const char *path);
 
-/* --- compile_log.c: append the numbered lines of `source` around the first error that `log` names. */
-void fa_quote_source(const char *source, const char *log, char *text, size_t size);
-
 /* --- cpu_loader.c */
 fa_status fa_cpu_load(const fa_device *device, const fa_kernel *kernel, const void *image, size_t length,
                       fa_loaded *loaded, char *message);
-void fa_cpu_unload(fa_loaded *loaded);
+void fa_cpu_unload(const fa_device *device, fa_loaded *loaded);
 
 /* --- cpu_launch.c */
 fa_status fa_cpu_launch(const fa_launch *launch, const fa_host *host, char *message);

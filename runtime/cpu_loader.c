@@ -79,7 +79,6 @@ static void *load_from_file(const void *image, size_t length) {
 
 fa_status fa_cpu_load(const fa_device *device, const fa_kernel *kernel, const void *image, size_t length,
                       fa_loaded *loaded, char *message) {
-  (void)device;
   memset(loaded, 0, sizeof *loaded);
   loaded->handle = load_from_memory(image, length);
   if (!loaded->handle)
@@ -92,14 +91,15 @@ fa_status fa_cpu_load(const fa_device *device, const fa_kernel *kernel, const vo
   for (int i = 0; i < kernel->num_phases; i++) {
     loaded->entry[i] = dlsym(loaded->handle, kernel->phase[i].entry);
     if (!loaded->entry[i]) {
-      fa_cpu_unload(loaded);
+      fa_cpu_unload(device, loaded);
       return fa_fail(FA_FAILED, message, "a compiled kernel has no function %s", kernel->phase[i].entry);
     }
   }
   return FA_OK;
 }
 
-void fa_cpu_unload(fa_loaded *loaded) {
+void fa_cpu_unload(const fa_device *device, fa_loaded *loaded) {
+  (void)device;
   if (loaded->handle)
     dlclose(loaded->handle);
   memset(loaded, 0, sizeof *loaded);

@@ -8,7 +8,7 @@
 
 enum { MAX_DEVICES = 64 };
 
-static const fa_target *const targets[] = {&fa_target_cpu, NULL};
+static const fa_target *const targets[] = {&fa_target_cpu, &fa_target_cuda, NULL};
 
 /* Published once and never freed, so that a call finds its device without a lock. */
 static const fa_device *_Atomic devices[2][MAX_DEVICES];
@@ -67,4 +67,21 @@ fa_status fa_device_target(fa_device_type type, int device_index, char target[FA
   if (device)
     memcpy(target, device->target, FA_TARGET_LENGTH);
   return status;
+}
+
+static fa_status copy(fa_device_type type, int device_index, void *stream, void *to, const void *from, size_t bytes,
+                      fa_copy_kind kind, char *message) {
+  const fa_device *device = NULL;
+  fa_status status = fa_find_device(type, device_index, &device, message);
+  return device ? device->ops->copy(device, stream, to, from, bytes, kind, message) : status;
+}
+
+fa_status fa_copy_to_device(fa_device_type type, int device_index, void *stream, void *to, const void *from,
+                            size_t bytes, char *message) {
+  return copy(type, device_index, stream, to, from, bytes, FA_COPY_TO_DEVICE, message);
+}
+
+fa_status fa_copy_from_device(fa_device_type type, int device_index, void *stream, void *to, const void *from,
+                              size_t bytes, char *message) {
+  return copy(type, device_index, stream, to, from, bytes, FA_COPY_FROM_DEVICE, message);
 }

@@ -5,6 +5,8 @@
  *     prepare      it does not: one thread finds out, others that want the same wait for it.
  *     resolve      the tuning record on disk names config and kernel, and the cache holds the kernel: load it.
  *     tune_once    nothing is known: one process generates, compiles and times candidates, and writes the record.
+ *
+ * While the call's stream is captured into a CUDA graph, none of this happens: see find_in_capture.
  */
 #include "runtime/runtime.h"
 
@@ -17,27 +19,29 @@ static const double TUNING_LOCK_SECONDS = 120;
 static fa_problem problem_of(const fa_call *call, const fa_device *device) {
   fa_problem problem = {.op = call->op,
                         .dtype = call->dtype,
-                        .precision = call->dtype == FA_FP32 ? call->precision : FA_PRECISION_FULL,
+                        .precision = call->precision,
                         .head_dim = call->head_dim,
                         .head_dim_v = call->head_dim_v,
-                        .is_causal = call->is_causal};
+                        .is_causal = call->is_causal,
+                        .deterministic = call->deterministic};
   memcpy(problem.target, device->target, sizeof problem.target);
+  fa_problem_normalize(&problem);
   return problem;
 }
 
 static void table_key_of(const fa_problem *problem, const fa_device *device, const fa_shape *shape, fa_table_key *key) {
   key->problem = (uint64_t)problem->op | (uint64_t)problem->dtype << 4 | (uint64_t)problem->precision << 8 |
-                 (uint64_t)problem->is_causal << 12 | (uint64_t)problem->head_dim << 16 |
-                 (uint64_t)problem->head_dim_v << 28 | (uint64_t)device->ops->type << 40 |
-                 (uint64_t)(unsigned)device->index << 48;
-  device->ops->bucket(shape, &key->bucket);
+                 (uint64_t)problem->is_causal << 12 | (uint64_t)problem->deterministic << 13 |
+                 (uint64_t)problem->head_dim << 16 | (uint64_t)problem->head_dim_v << 28 |
+                 (uint64_t)device->ops->type << 40 | (uint64_t)(unsigned)device->index << 48;
+  device->ops->bucket(device, shape, &key->bucket);
 }
 
 static fa_status keep(const fa_device *device, const fa_problem *problem, const fa_config *config,
                       const char *kernel_hex, fa_loaded *loaded, const fa_ready **ready, char *message) {
   fa_status status = fa_make_ready(device, problem, config, kernel_hex, loaded, ready, message);
   if (status != FA_OK)
-    device->ops->unload(loaded);
+    device->ops->unload(device, loaded);
   return status;
 }
 
@@ -116,7 +120,8 @@ static void publish(const fa_device *device, const fa_problem *problem, const fa
 
 /* Nothing is known: one process at a time tunes, those that waited for it find its record. */
 static fa_status tune_once(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                           const fa_key *key, const fa_host *host, const fa_ready **ready, char *message) {
+                           const fa_key *key, const fa_host *host, void *stream, const fa_ready **ready,
+                           char *message) {
   fa_cache *cache = fa_shared_cache();
   fa_cache_lock *lock = fa_cache_lock_key(cache, key, TUNING_LOCK_SECONDS);
   fa_status status = from_record(device, problem, key, ready, message);
@@ -127,7 +132,7 @@ static fa_status tune_once(const fa_device *device, const fa_problem *problem, c
     bool usable = fa_cache_usable(cache, reason, sizeof reason), tuned = false;
     fa_autotune autotune = usable ? fa_get_settings()->autotune : FA_TUNE_NONE;
     char notes[FA_NOTES_SIZE] = "";
-    status = fa_tune(device, problem, bucket, autotune, host, ready, &tuned, notes, message);
+    status = fa_tune(device, problem, bucket, autotune, host, stream, ready, &tuned, notes, message);
     if (status == FA_OK && tuned && usable)
       publish(device, problem, key, notes, ready);
   }
@@ -136,7 +141,7 @@ static fa_status tune_once(const fa_device *device, const fa_problem *problem, c
 }
 
 static fa_status resolve(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                         const fa_host *host, const fa_ready **ready, char *message) {
+                         const fa_host *host, void *stream, const fa_ready **ready, char *message) {
   fa_autotune autotune = fa_get_settings()->autotune;
   fa_status status = FA_FAILED;
   fa_key key;
@@ -150,15 +155,44 @@ static fa_status resolve(const fa_device *device, const fa_problem *problem, con
   fa_record_key(&key, device, problem, bucket, autotune);
   status = from_record(device, problem, &key, ready, message);
   if (status != FA_OK)
-    status = tune_once(device, problem, bucket, &key, host, ready, message);
+    status = tune_once(device, problem, bucket, &key, host, stream, ready, message);
   fa_key_free(&key);
   return status;
+}
+
+static fa_status make_ready(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                            const fa_host *host, void *stream, const fa_ready **ready, char *message) {
+  fa_preparing state;
+  fa_status status = device->ops->begin_preparing ? device->ops->begin_preparing(device, &state, message) : FA_OK;
+  if (status != FA_OK)
+    return status;
+  status = resolve(device, problem, bucket, host, stream, ready, message);
+  if (device->ops->end_preparing)
+    device->ops->end_preparing(device, &state);
+  return status;
+}
+
+/* In a graph's capture nothing can be made ready: any kernel of the problem that is there computes the same. */
+static fa_status find_in_capture(const fa_device *device, const fa_problem *problem, const fa_ready **ready,
+                                 char *message) {
+  char description[160];
+  *ready = fa_find_loaded_for(device, problem);
+  if (*ready)
+    return FA_OK;
+  fa_describe_problem(problem, description, sizeof description);
+  return fa_fail(
+      FA_FAILED, message,
+      "the stream is being captured into a graph, and there is no kernel yet for %s: make one call with these "
+      "shapes before the capture, to compile and load it",
+      description);
 }
 
 /* Off the hit path: the first thread that wants a slot's kernel makes it, the others wait and share its outcome.
  * A failure is not kept: the next call tries again. */
 static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
-                         const fa_host *host, const fa_ready **ready, char *message) {
+                         const fa_host *host, void *stream, const fa_ready **ready, char *message) {
+  if (device->ops->is_capturing && device->ops->is_capturing(device, stream))
+    return find_in_capture(device, problem, ready, message);
   fa_lock();
   fa_slot *slot = fa_table_slot(key);
   if (!slot) {
@@ -179,7 +213,7 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
   slot->claimed_by = fa_generation();
   fa_unlock();
 
-  fa_status status = resolve(device, problem, &key->bucket, host, ready, message);
+  fa_status status = make_ready(device, problem, &key->bucket, host, stream, ready, message);
 
   fa_lock();
   slot->claimed_by = 0;
@@ -210,7 +244,7 @@ fa_status fa_execute(const fa_call *call, const fa_host *host, char *message) {
   table_key_of(&problem, device, &call->shape, &key);
   const fa_ready *ready = fa_table_find(&key);
   if (!ready) {
-    status = prepare(device, &problem, &key, host, &ready, message);
+    status = prepare(device, &problem, &key, host, call->stream, &ready, message);
     if (status != FA_OK)
       return status;
   }

@@ -9,7 +9,7 @@
  *
  * The first call of a problem and shape bucket tunes, compiles and stores; later calls, and later processes,
  * launch. Any thread may call at any time. FLASH_ATTENTION_* variables and $CC are read once, at first use.
- * examples/plain_c.c is a whole program.
+ * examples/plain_c.c is a whole program, for the CPU and for CUDA.
  */
 #ifndef FLASH_ATTENTION_H
 #define FLASH_ATTENTION_H
@@ -38,6 +38,7 @@ typedef struct fa_call {
   fa_dtype dtype;
   fa_precision precision;
   bool is_causal;
+  bool deterministic;   /* the same call must give the same bits, even if that is slower; CPU kernels always do */
   double softmax_scale; /* any finite value */
   fa_device_type device_type;
   int device_index;
@@ -53,7 +54,8 @@ typedef struct fa_call {
 /* What runtime asks of its host. */
 typedef struct fa_host {
   void *context;
-  /* Memory on the call's device, aligned to 64 bytes (256 on CUDA); NULL when there is none. */
+  /* Memory on the call's device, aligned to 64 bytes (256 on CUDA); NULL when there is none. On CUDA it is released
+   * right after the launch: it may then be used again by what comes later on the call's stream, and by nothing else. */
   void *(*allocate)(void *context, fa_device_type type, int device_index, size_t bytes);
   void (*release)(void *context, fa_device_type type, int device_index, void *memory);
   int (*num_threads)(void *context);
@@ -61,7 +63,14 @@ typedef struct fa_host {
   void (*parallel_for)(void *context, int64_t count, void (*body)(int64_t i, void *argument), void *argument);
 } fa_host;
 
-FA_API const fa_host *fa_default_host(void); /* malloc and a small pool of threads */
+/* malloc and a small pool of threads; on CUDA the driver's plain allocations, whose release waits for the device. */
+FA_API const fa_host *fa_default_host(void);
+
+/* For hosts without means of their own: copy between the process and a device, in order with `stream`, and wait. */
+FA_API fa_status fa_copy_to_device(fa_device_type type, int device_index, void *stream, void *to, const void *from,
+                                   size_t bytes, char *message);
+FA_API fa_status fa_copy_from_device(fa_device_type type, int device_index, void *stream, void *to, const void *from,
+                                     size_t bytes, char *message);
 
 /* Run one call. `message` (FA_MESSAGE_SIZE bytes) is written only on failure. */
 FA_API fa_status fa_execute(const fa_call *call, const fa_host *host, char *message);
@@ -69,6 +78,9 @@ FA_API fa_status fa_execute(const fa_call *call, const fa_host *host, char *mess
 /* Where the templates are. Default: "templates" beside the shared library, else what it was built with. */
 FA_API fa_status fa_set_template_dir(const char *directory);
 FA_API const char *fa_template_dir(void);
+
+/* Folders, separated by colons, below which NVIDIA's Python packages may be, NVRTC among them (Python's sys.path). */
+FA_API void fa_set_package_path(const char *folders);
 
 /*
  * For the command line and for tests. Text results are malloc'ed and freed with fa_free.
@@ -79,14 +91,20 @@ FA_API fa_status fa_device_target(fa_device_type type, int device_index, char ta
 /* Rendered source; config NULL or "" is the best guess, "k=v,..." sets some items. config_used may be NULL. */
 FA_API fa_status fa_source(const fa_problem *problem, const char *config, char **source, char *config_used,
                            size_t config_used_size, char *message);
+/* What one call launches, a word and its values a line: "num_splits N", "workspace_bytes N", "scratch_bytes N", then
+ * for each phase in order "phase ENTRY BLOCK_SIZE SHARED_BYTES GRID". */
+FA_API fa_status fa_plan_text(const fa_problem *problem, const char *config, const fa_shape *shape, char **text,
+                              char *message);
 /* Render and compile without the cache. */
 typedef struct fa_compiled {
   void *image; /* malloc'ed: shared object or cubin; free with fa_free */
   size_t image_length;
   double seconds;
-  char *log;          /* malloc'ed: compiler's messages */
-  char compiler[512]; /* identity and version */
-  char command[2048]; /* how it was run */
+  char *log; /* malloc'ed: compiler's messages */
+  /* Of a GPU's kernel: the most that one of its functions takes; 0 where that is not known. */
+  int registers, spill_bytes, shared_bytes; /* for each thread; stored and loaded; static, for each block */
+  char compiler[512];                       /* identity and version */
+  char command[2048];                       /* how it was run */
 } fa_compiled;
 FA_API fa_status fa_compile(const fa_problem *problem, const char *config, fa_compiled *compiled, char *message);
 /* Configs of a problem, one a line, best guess first. */

@@ -1,10 +1,11 @@
 /*
- * The default host of C programs: memory from the C library and a small pool of threads.
+ * The default host of C programs: memory from the C library or the CUDA driver, and a small pool of threads.
  *
  * One loop runs at a time; a second caller, and a loop inside a loop, runs on its own thread alone. The pool
  * starts at the first loop and lives as long as the process. A forked child has none of its threads and
  * starts its own.
  */
+#include "runtime/cuda.h"
 #include "runtime/runtime.h"
 
 #include <pthread.h>
@@ -119,7 +120,8 @@ static void parallel_for(void *context, int64_t count, void (*body)(int64_t i, v
 
 static void *allocate(void *context, fa_device_type type, int device_index, size_t bytes) {
   (void)context;
-  (void)device_index;
+  if (type == FA_DEVICE_CUDA)
+    return fa_cuda_allocate(device_index, bytes);
   if (type != FA_DEVICE_CPU || bytes > SIZE_MAX - 64)
     return NULL;
   return aligned_alloc(64, (bytes + 63) / 64 * 64 + (bytes == 0) * 64);
@@ -127,9 +129,10 @@ static void *allocate(void *context, fa_device_type type, int device_index, size
 
 static void release(void *context, fa_device_type type, int device_index, void *memory) {
   (void)context;
-  (void)type;
-  (void)device_index;
-  free(memory);
+  if (type == FA_DEVICE_CUDA)
+    fa_cuda_release(device_index, memory);
+  else
+    free(memory);
 }
 
 const fa_host *fa_default_host(void) {

@@ -21,9 +21,10 @@ enum { RECORD_SCHEMA = 1 };
 #endif
 
 void fa_describe_problem(const fa_problem *problem, char *text, size_t size) {
-  snprintf(text, size, "%s %s%s head_dim=%d head_dim_v=%d%s %s", fa_op_name(problem->op), fa_dtype_name(problem->dtype),
-           problem->precision == FA_PRECISION_REDUCED ? " reduced" : "", problem->head_dim, problem->head_dim_v,
-           problem->is_causal ? " causal" : "", problem->target);
+  snprintf(text, size, "%s %s%s head_dim=%d head_dim_v=%d%s%s %s", fa_op_name(problem->op),
+           fa_dtype_name(problem->dtype), problem->precision == FA_PRECISION_REDUCED ? " reduced" : "",
+           problem->head_dim, problem->head_dim_v, problem->is_causal ? " causal" : "",
+           problem->deterministic ? " deterministic" : "", problem->target);
 }
 
 void fa_record_key(fa_key *key, const fa_device *device, const fa_problem *problem, const fa_shape *bucket,

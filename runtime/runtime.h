@@ -8,7 +8,9 @@
  *     build.c        problem + config -> image, from the cache or a compiler
  *     tune.c         candidates -> the best; trial.c and trial_check.c run them, reference.c says what is right
  *     launch.c       kernel + call -> results
- *     device.c, target.h, target_cpu.c, cpu_*.c    what depends on the kind of device
+ *     device.c, target.h                           what depends on the kind of device:
+ *       target_cpu.c, cpu_*.c                      a CPU and the system's C compiler
+ *       target_cuda.c, cuda_*.c, nvrtc*.c          a GPU, its driver and NVRTC
  *     sync.c, settings.c, templates.c              state of the process
  *     api.c, report.c, host.c                      the rest of flash_attention.h
  *
@@ -59,6 +61,9 @@ extern struct fa_counters {
   _Atomic int64_t compilations, compile_failures, tunings, cache_hits, cache_misses, kernels_loaded, launches;
 } fa_counters;
 static inline void fa_count(_Atomic int64_t *counter) { atomic_fetch_add_explicit(counter, 1, memory_order_relaxed); }
+
+/* --- compile_log.c: append the numbered lines of `source` around the first error that `log` names. */
+void fa_quote_source(const char *source, const char *log, char *text, size_t size);
 
 /* --- templates.c */
 const char *fa_templates_digest(void); /* of all template files; "" where they cannot be read */
@@ -122,6 +127,8 @@ fa_status fa_make_ready(const fa_device *device, const fa_problem *problem, cons
                         const char *kernel_hex, const fa_loaded *loaded, const fa_ready **ready, char *message);
 /* Several buckets may have the same winner; it is loaded once. NULL: not there. */
 const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex);
+/* Any kernel of this problem, whatever shapes it was tuned for. NULL: not there. */
+const fa_ready *fa_find_loaded_for(const fa_device *device, const fa_problem *problem);
 
 /* --- record.c */
 typedef struct fa_record {
@@ -140,7 +147,8 @@ bool fa_record_put(const fa_key *key, const fa_problem *problem, fa_cache_mode m
 /* --- tune.c: the best of the candidates. `notes` gets a line with the time of each. */
 enum { FA_NOTES_SIZE = 16384 };
 fa_status fa_tune(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_autotune autotune,
-                  const fa_host *host, const fa_ready **ready, bool *keep, char notes[FA_NOTES_SIZE], char *message);
+                  const fa_host *host, void *stream, const fa_ready **ready, bool *keep, char notes[FA_NOTES_SIZE],
+                  char *message);
 
 /* --- reference.c: one head of attention in double precision, a row at a time. Rows are contiguous. */
 typedef struct fa_reference {

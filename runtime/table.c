@@ -66,6 +66,21 @@ const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) 
   return found;
 }
 
+/* `problem` as the device has it; the kernel's own target may be a lower one. */
+static bool same_problem(const fa_problem *a, const fa_problem *b) {
+  return a->op == b->op && a->dtype == b->dtype && a->precision == b->precision && a->head_dim == b->head_dim &&
+         a->head_dim_v == b->head_dim_v && a->is_causal == b->is_causal && a->deterministic == b->deterministic;
+}
+
+const fa_ready *fa_find_loaded_for(const fa_device *device, const fa_problem *problem) {
+  fa_lock();
+  const fa_ready *found = loaded_kernels;
+  while (found && !(found->device == device && same_problem(&found->problem, problem)))
+    found = found->next;
+  fa_unlock();
+  return found;
+}
+
 fa_status fa_make_ready(const fa_device *device, const fa_problem *problem, const fa_config *config,
                         const char *kernel_hex, const fa_loaded *loaded, const fa_ready **ready, char *message) {
   fa_ready *made = calloc(1, sizeof *made);

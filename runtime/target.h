@@ -14,11 +14,15 @@
 
 enum { FA_DEVICE_KIND_LENGTH = 192, FA_COMPILER_LENGTH = 512 };
 
+typedef enum fa_copy_kind { FA_COPY_TO_DEVICE, FA_COPY_FROM_DEVICE, FA_COPY_ON_DEVICE } fa_copy_kind;
+
 typedef struct fa_device {
   const struct fa_target *ops;
   int index;
   char target[FA_TARGET_LENGTH];    /* what kernels are generated for */
   char kind[FA_DEVICE_KIND_LENGTH]; /* devices of one kind share tuning records */
+  int processors;                   /* SMs of a GPU */
+  size_t shared_bytes;              /* most shared memory of a block of a GPU */
 } fa_device;
 
 /* A compiled kernel, loaded: one entry for each phase. */
@@ -38,6 +42,23 @@ typedef struct fa_launch {
   double flops; /* rough size of the work */
 } fa_launch;
 
+/* What the tuner may take: enough work to fill the device, little enough not to be waited for. */
+typedef struct fa_trial_limits {
+  double flops;     /* of one run, at most */
+  int64_t elements; /* of one tensor, at most */
+  /* The device is busy with so many heads, or rows of queries in all heads together. What is above that is left out
+   * first; only then are sequences shortened. */
+  int64_t heads, rows;
+  int candidates; /* that are tried, unless all are asked for */
+  double seconds; /* after as long, no further run of one candidate is begun */
+} fa_trial_limits;
+
+/* State of a thread that makes a kernel ready; see begin_preparing. */
+typedef struct fa_preparing {
+  bool entered;
+  int capture_mode;
+} fa_preparing;
+
 typedef struct fa_target {
   const char *name; /* "cpu": what comes before the colon of a target string */
   fa_device_type type;
@@ -46,7 +67,7 @@ typedef struct fa_target {
   fa_status (*describe)(int index, fa_device *device, char *message);
 
   /* Round a shape to the part that the best config depends on. The result is also the shape that is timed. */
-  void (*bucket)(const fa_shape *shape, fa_shape *rounded);
+  void (*bucket)(const fa_device *device, const fa_shape *shape, fa_shape *rounded);
 
   /* Which compiler would be used, with its version and arguments but without paths: part of a kernel's key.
    * Neither this nor compile is called by a process whose kernels are all cached. */
@@ -61,26 +82,39 @@ typedef struct fa_target {
 
   fa_status (*load)(const fa_device *device, const fa_kernel *kernel, const void *image, size_t length,
                     fa_loaded *loaded, char *message);
-  void (*unload)(fa_loaded *loaded);
+  void (*unload)(const fa_device *device, fa_loaded *loaded);
 
   /* Run all phases. Workspace and scratch come from host->allocate. */
   fa_status (*launch)(const fa_launch *launch, const fa_host *host, char *message);
 
-  /* Run once as launch does, for the tuner: memory comes from host, the time is the device's own. */
+  void (*limit_trial)(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits);
+
+  /* For the tuner: run as launch does, wait for the end, and say how long one run takes by the device's own clock, for
+   * which it may run more than once. seconds NULL: exactly once, and no time is wanted. */
   fa_status (*time)(const fa_launch *launch, const fa_host *host, double *seconds, char *message);
 
   /* Fill a (batch, heads, rows, cols) tensor with zeros. */
   fa_status (*zero)(const fa_call *call, const struct fa_tensor *tensor, const int64_t size[4], size_t element_size,
                     char *message);
 
-  /* Bytes between the process and memory from host->allocate: the tuner's inputs and results. */
-  fa_status (*copy_to_device)(const fa_device *device, void *to, const void *from, size_t bytes, char *message);
-  fa_status (*copy_from_device)(const fa_device *device, void *to, const void *from, size_t bytes, char *message);
+  /* Bytes between the process and memory of the device, or within that; in order with the stream. On return
+   * the process may use its own bytes again. */
+  fa_status (*copy)(const fa_device *device, void *stream, void *to, const void *from, size_t bytes, fa_copy_kind kind,
+                    char *message);
+
+  /* Optional. Is the stream being captured into a graph? Then nothing is compiled, loaded or waited for. */
+  bool (*is_capturing)(const fa_device *device, void *stream);
+
+  /* Optional, a pair. Around all that makes a kernel ready, on the thread that does it: the device becomes
+   * current, and what another thread's capture would forbid is allowed; then all is as it was. */
+  fa_status (*begin_preparing)(const fa_device *device, fa_preparing *state, char *message);
+  void (*end_preparing)(const fa_device *device, fa_preparing *state);
 
   /* Lines for fa_info, appended to `text`: what there is and what would be used. */
   void (*info)(char *text, size_t text_size);
 } fa_target;
 
-extern const fa_target fa_target_cpu; /* target_cpu.c */
+extern const fa_target fa_target_cpu;  /* target_cpu.c */
+extern const fa_target fa_target_cuda; /* target_cuda.c */
 
 #endif

@@ -30,7 +30,8 @@ static int64_t round_length(int64_t length) {
 }
 
 /* A task is one head's tile, so that heads matter only where there are too few of them for every core. */
-static void bucket(const fa_shape *shape, fa_shape *rounded) {
+static void bucket(const fa_device *device, const fa_shape *shape, fa_shape *rounded) {
+  (void)device;
   rounded->batch = 1;
   rounded->heads_q = rounded->heads_kv = shape->batch * shape->heads_q <= 4 ? 4 : 64;
   rounded->seqlen_q = round_length(shape->seqlen_q);
@@ -45,8 +46,18 @@ static bool lower_target(const char *target, char lower[FA_TARGET_LENGTH]) {
   return true;
 }
 
-static fa_status copy(const fa_device *device, void *to, const void *from, size_t bytes, char *message) {
+/* A run takes 10 to 30 ms on one core, and its tensors more than any cache that a core has to itself. */
+static void limit_trial(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits) {
   (void)device;
+  (void)problem;
+  *limits = (fa_trial_limits){.flops = 1.1e9, .elements = 1 << 21, .heads = 1, .candidates = 4, .seconds = 0.06};
+}
+
+static fa_status copy(const fa_device *device, void *stream, void *to, const void *from, size_t bytes,
+                      fa_copy_kind kind, char *message) {
+  (void)device;
+  (void)stream;
+  (void)kind;
   (void)message;
   memcpy(to, from, bytes);
   return FA_OK;
@@ -71,9 +82,9 @@ const fa_target fa_target_cpu = {
     .load = fa_cpu_load,
     .unload = fa_cpu_unload,
     .launch = fa_cpu_launch,
+    .limit_trial = limit_trial,
     .time = fa_cpu_time,
     .zero = fa_cpu_zero,
-    .copy_to_device = copy,
-    .copy_from_device = copy,
+    .copy = copy,
     .info = info,
 };

@@ -9,26 +9,27 @@
 
 enum { MAX_RUNS = 8 };
 
-/* One run is at most about this much work: 10 to 30 ms on one core. */
-static const double TRIAL_FLOPS = 1.1e9;
-/* Elements of one tensor: 16 MB in double precision, and more than any cache that a core has to itself. */
-static const int64_t TRIAL_ELEMENTS = 1 << 21;
-/* After this long no further run of one candidate is started. */
-static const double TRIAL_SECONDS = 0.06;
 /* The reference computes about this many products for one head: some 20 ms. */
 static const double REFERENCE_PRODUCTS = 17e6;
 
-static bool is_too_large(const fa_problem *problem, const fa_shape *shape) {
+static bool is_too_large(const fa_trial *trial) {
+  const fa_problem *problem = &trial->problem;
+  const fa_shape *shape = &trial->time_shape;
   int64_t rows = shape->seqlen_q > shape->seqlen_k ? shape->seqlen_q : shape->seqlen_k;
   int cols = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
-  return fa_flops(problem, shape) > TRIAL_FLOPS || shape->heads_q * rows * cols > TRIAL_ELEMENTS;
+  return fa_flops(problem, shape) > trial->limits.flops || shape->heads_q * rows * cols > trial->limits.elements;
 }
 
-static void reduce_for_time(const fa_problem *problem, fa_shape *shape) {
-  while (is_too_large(problem, shape)) {
-    if (shape->heads_q > 1) {
-      shape->heads_q = shape->heads_kv = shape->heads_q / 2;
-    } else if (problem->is_causal && shape->seqlen_q > 1 && shape->seqlen_k > 1) {
+/* Fewer heads as long as they keep the device busy, then shorter sequences, then fewer heads still. */
+static void reduce_for_time(fa_trial *trial) {
+  const fa_trial_limits *limits = &trial->limits;
+  fa_shape *shape = &trial->time_shape;
+  while (is_too_large(trial)) {
+    int64_t half = shape->heads_q / 2;
+    bool busy = half >= limits->heads || half * shape->seqlen_q >= limits->rows;
+    if (half > 0 && (busy || (shape->seqlen_q == 1 && shape->seqlen_k == 1))) {
+      shape->heads_q = shape->heads_kv = half;
+    } else if (trial->problem.is_causal && shape->seqlen_q > 1 && shape->seqlen_k > 1) {
       shape->seqlen_q /= 2;
       shape->seqlen_k /= 2;
     } else if (shape->seqlen_q >= shape->seqlen_k) {
@@ -62,6 +63,7 @@ static void lay_out(fa_trial *trial) {
     fa_trial_field *f = &trial->field[i];
     bool of_keys = i == FA_KEY || i == FA_VALUE || i == FA_GRAD_KEY || i == FA_GRAD_VALUE;
     bool of_values = i == FA_VALUE || i == FA_OUTPUT || i == FA_GRAD_OUTPUT || i == FA_GRAD_VALUE;
+    f->checked_rows = of_keys ? trial->check_shape.seqlen_k : trial->check_shape.seqlen_q;
     f->rows = of_keys ? trial->time_shape.seqlen_k : trial->time_shape.seqlen_q;
     f->cols = i == FA_LSE ? 2 : of_values ? problem->head_dim_v : problem->head_dim;
     f->dtype = i == FA_LSE ? FA_FP32 : problem->dtype;
@@ -71,12 +73,13 @@ static void lay_out(fa_trial *trial) {
   }
 }
 
-static int64_t elements(const fa_trial *trial, int i) {
-  return trial->time_shape.heads_q * trial->field[i].rows * trial->field[i].cols;
+size_t fa_trial_head_bytes(const fa_trial *trial, int i) {
+  const fa_trial_field *f = &trial->field[i];
+  return (size_t)(f->rows * f->cols) * fa_dtype_size(f->dtype);
 }
 
-size_t fa_trial_bytes(const fa_trial *trial, int i) {
-  return (size_t)elements(trial, i) * fa_dtype_size(trial->field[i].dtype);
+size_t fa_trial_checked_bytes(const fa_trial *trial, int i) {
+  return (size_t)trial->check_shape.heads_q * fa_trial_head_bytes(trial, i);
 }
 
 static fa_status take_memory(fa_trial *trial, char *message) {
@@ -85,12 +88,12 @@ static fa_status take_memory(fa_trial *trial, char *message) {
     fa_trial_field *f = &trial->field[i];
     if (!f->used)
       continue;
-    size_t bytes = fa_trial_bytes(trial, i);
-    most = bytes > most ? bytes : most;
+    size_t bytes = (size_t)trial->time_shape.heads_q * fa_trial_head_bytes(trial, i);
+    most = fa_trial_checked_bytes(trial, i) > most ? fa_trial_checked_bytes(trial, i) : most;
     bool has_values = f->input || i == FA_OUTPUT;
     f->memory = trial->host->allocate(trial->host->context, trial->device->ops->type, trial->device->index, bytes);
     if (has_values)
-      f->values = malloc((size_t)(trial->check_shape.heads_q * f->rows * f->cols) * sizeof *f->values);
+      f->values = malloc((size_t)(trial->check_shape.heads_q * f->checked_rows * f->cols) * sizeof *f->values);
     if (!f->memory || (has_values && !f->values))
       return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes to tune with", bytes);
   }
@@ -106,39 +109,69 @@ static double next_value(fa_trial *trial) {
   return ((double)(trial->random >> 11) * 0x1p-53 * 2 - 1) * 1.7320508;
 }
 
-/* The heads that are checked get values of their own, further ones repeat the first. */
-static fa_status fill_inputs(fa_trial *trial, char *message) {
-  for (int i = 0; i < FA_NUM_FIELDS; i++) {
-    fa_trial_field *f = &trial->field[i];
-    if (!f->input)
-      continue;
-    int64_t checked = trial->check_shape.heads_q * f->rows * f->cols;
+static fa_status copy(const fa_trial *trial, void *to, const void *from, size_t bytes, fa_copy_kind kind,
+                      char *message) {
+  return trial->device->ops->copy(trial->device, trial->stream, to, from, bytes, kind, message);
+}
+
+/* Repeat the first `done` bytes up to `bytes`, each time twice as many. */
+static fa_status repeat(const fa_trial *trial, char *memory, size_t done, size_t bytes, char *message) {
+  fa_status status = FA_OK;
+  while (done < bytes && status == FA_OK) {
+    size_t more = bytes - done < done ? bytes - done : done;
+    status = copy(trial, memory + done, memory, more, FA_COPY_ON_DEVICE, message);
+    done += more;
+  }
+  return status;
+}
+
+/* Rows that are checked get values of their own; further rows of a head and further heads repeat them: making millions
+ * of values here would take longer than all kernels together. */
+static fa_status fill_input(fa_trial *trial, int i, char *message) {
+  fa_trial_field *f = &trial->field[i];
+  const size_t head_bytes = fa_trial_head_bytes(trial, i);
+  const int64_t checked = f->checked_rows * f->cols;
+  const size_t checked_bytes = (size_t)checked * fa_dtype_size(f->dtype);
+  fa_status status = FA_OK;
+  for (int64_t head = 0; head < trial->check_shape.heads_q && status == FA_OK; head++) {
+    char *memory = (char *)f->memory + (size_t)head * head_bytes;
+    double *values = f->values + head * checked;
     for (int64_t j = 0; j < checked; j++) {
       fa_to_bits(f->dtype, next_value(trial), trial->staging, j);
-      f->values[j] = fa_from_bits(f->dtype, trial->staging, j);
+      values[j] = fa_from_bits(f->dtype, trial->staging, j);
     }
-    size_t head_bytes = (size_t)(f->rows * f->cols) * fa_dtype_size(f->dtype);
-    for (int64_t head = trial->check_shape.heads_q; head < trial->time_shape.heads_q; head++)
-      memcpy((char *)trial->staging + (size_t)head * head_bytes, trial->staging, head_bytes);
-    fa_status status =
-        trial->device->ops->copy_to_device(trial->device, f->memory, trial->staging, fa_trial_bytes(trial, i), message);
-    if (status != FA_OK)
-      return status;
+    status = copy(trial, memory, trial->staging, checked_bytes, FA_COPY_TO_DEVICE, message);
+    if (status == FA_OK)
+      status = repeat(trial, memory, checked_bytes, head_bytes, message);
   }
-  return FA_OK;
+  if (status == FA_OK)
+    status = repeat(trial, f->memory, fa_trial_checked_bytes(trial, i), (size_t)trial->time_shape.heads_q * head_bytes,
+                    message);
+  return status;
+}
+
+static fa_status fill_inputs(fa_trial *trial, char *message) {
+  fa_status status = FA_OK;
+  for (int i = 0; i < FA_NUM_FIELDS && status == FA_OK; i++)
+    if (trial->field[i].input)
+      status = fill_input(trial, i, message);
+  return status;
 }
 
 fa_status fa_trial_begin(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                         const fa_host *host, const fa_candidate *forward, fa_trial **trial, char *message) {
+                         const fa_host *host, void *stream, const fa_candidate *forward, fa_trial **trial,
+                         char *message) {
   fa_trial *made = calloc(1, sizeof *made);
   if (!made)
     return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes to tune with", sizeof *made);
   made->device = device;
   made->host = host;
+  made->stream = stream;
   made->problem = *problem;
   made->forward = forward;
   made->time_shape = *bucket;
-  reduce_for_time(problem, &made->time_shape);
+  device->ops->limit_trial(device, problem, &made->limits);
+  reduce_for_time(made);
   made->check_shape = made->time_shape;
   reduce_for_check(problem, &made->check_shape);
   made->softmax_scale = 1 / sqrt(problem->head_dim);
@@ -201,6 +234,7 @@ fa_status fa_trial_launch(fa_trial *trial, const fa_candidate *candidate, const 
                       .loaded = &candidate->loaded,
                       .plan = &plan,
                       .params = &params,
+                      .stream = trial->stream,
                       .flops = fa_flops(candidate->problem, shape)};
   return trial->device->ops->time(&launch, trial->host, seconds, message);
 }
@@ -208,8 +242,7 @@ fa_status fa_trial_launch(fa_trial *trial, const fa_candidate *candidate, const 
 fa_status fa_trial_prepare(fa_trial *trial, const fa_shape *shape, char *message) {
   if (!trial->forward || memcmp(&trial->ready_shape, shape, sizeof *shape) == 0)
     return FA_OK;
-  double ignored;
-  fa_status status = fa_trial_launch(trial, trial->forward, shape, &ignored, message);
+  fa_status status = fa_trial_launch(trial, trial->forward, shape, NULL, message);
   if (status == FA_OK)
     trial->ready_shape = *shape;
   return status;
@@ -226,7 +259,7 @@ fa_status fa_trial_time(fa_trial *trial, const fa_candidate *candidate, double g
     spent += took;
     /* The first run also touches new memory: only a far slower candidate is given up after it. */
     bool slower = best > give_up * (run == 0 ? 2 : 1.1);
-    if (slower || (run > 0 && spent > TRIAL_SECONDS))
+    if (slower || (run > 0 && spent > trial->limits.seconds))
       break;
   }
   *seconds = best;

@@ -38,8 +38,9 @@ enum {
 
 typedef struct fa_trial_field {
   void *memory;   /* on the device */
-  double *values; /* what the device sees in the first FA_CHECKED_HEADS heads: of inputs, and of output */
+  double *values; /* what the device sees in the rows that are checked: of inputs, and of output */
   int64_t rows, cols;
+  int64_t checked_rows; /* the first ones, of the heads of check_shape; `values` has these alone */
   fa_dtype dtype;
   bool used, input, result;
 } fa_trial_field;
@@ -54,20 +55,23 @@ typedef struct fa_sample {
 typedef struct fa_trial {
   const fa_device *device;
   const fa_host *host;
+  void *stream;
   fa_problem problem;
   const fa_candidate *forward;      /* in a trial of backward */
   fa_shape time_shape, check_shape; /* check_shape is a corner of time_shape and lies in the same memory */
   fa_shape ready_shape;             /* for which forward has left its results */
+  fa_trial_limits limits;
   double softmax_scale;
   fa_trial_field field[FA_NUM_FIELDS];
   fa_sample sample[FA_MAX_SAMPLES];
   int num_samples;
-  void *staging; /* large enough for any field */
+  void *staging; /* large enough for the checked heads of any field */
   uint64_t random;
 } fa_trial;
 
 fa_status fa_trial_begin(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                         const fa_host *host, const fa_candidate *forward, fa_trial **trial, char *message);
+                         const fa_host *host, void *stream, const fa_candidate *forward, fa_trial **trial,
+                         char *message);
 void fa_trial_end(fa_trial *trial); /* NULL is allowed */
 /* Are the results equal to the reference within rounding? */
 fa_status fa_trial_check(fa_trial *trial, const fa_candidate *candidate, char *message);
@@ -76,9 +80,11 @@ fa_status fa_trial_time(fa_trial *trial, const fa_candidate *candidate, double g
 
 /* Between the two files. */
 fa_status fa_trial_prepare(fa_trial *trial, const fa_shape *shape, char *message); /* forward's results for a shape */
+/* seconds NULL: run once, without timing. */
 fa_status fa_trial_launch(fa_trial *trial, const fa_candidate *candidate, const fa_shape *shape, double *seconds,
                           char *message);
-size_t fa_trial_bytes(const fa_trial *trial, int field);
-fa_status fa_trial_expect(fa_trial *trial, char *message); /* fill in the samples */
+size_t fa_trial_head_bytes(const fa_trial *trial, int field);
+size_t fa_trial_checked_bytes(const fa_trial *trial, int field); /* of the heads that are checked, all rows */
+fa_status fa_trial_expect(fa_trial *trial, char *message);       /* fill in the samples */
 
 #endif

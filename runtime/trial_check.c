@@ -14,7 +14,7 @@ static const double TOLERANCE_REDUCED = 5e-3;
 
 static const double *head_values(const fa_trial *trial, int i, int64_t head) {
   const fa_trial_field *f = &trial->field[i];
-  return f->values ? f->values + head * f->rows * f->cols : NULL;
+  return f->values ? f->values + head * f->checked_rows * f->cols : NULL;
 }
 
 static double *add_sample(fa_trial *trial, int i, int64_t head, int64_t row) {
@@ -67,8 +67,8 @@ static int expect_gradients(fa_trial *trial, int64_t head) {
 }
 
 static fa_status read_back(fa_trial *trial, int i, char *message) {
-  return trial->device->ops->copy_from_device(trial->device, trial->staging, trial->field[i].memory,
-                                              fa_trial_bytes(trial, i), message);
+  return trial->device->ops->copy(trial->device, trial->stream, trial->staging, trial->field[i].memory,
+                                  fa_trial_checked_bytes(trial, i), FA_COPY_FROM_DEVICE, message);
 }
 
 fa_status fa_trial_expect(fa_trial *trial, char *message) {
@@ -85,8 +85,10 @@ fa_status fa_trial_expect(fa_trial *trial, char *message) {
     status = fa_trial_prepare(trial, &trial->check_shape, message);
     if (status == FA_OK)
       status = read_back(trial, FA_OUTPUT, message);
-    for (int64_t j = 0; status == FA_OK && j < trial->check_shape.heads_q * output->rows * output->cols; j++)
-      output->values[j] = fa_from_bits(output->dtype, trial->staging, j);
+    const int64_t checked = output->checked_rows * output->cols, all = output->rows * output->cols;
+    for (int64_t head = 0; status == FA_OK && head < trial->check_shape.heads_q; head++)
+      for (int64_t j = 0; j < checked; j++)
+        output->values[head * checked + j] = fa_from_bits(output->dtype, trial->staging, head * all + j);
     if (status == FA_OK)
       failed = expect_gradients(trial, last_head);
   }
@@ -99,9 +101,9 @@ static fa_status spoil_results(fa_trial *trial, char *message) {
   for (int i = 0; i < FA_NUM_FIELDS && status == FA_OK; i++) {
     if (!trial->field[i].result)
       continue;
-    memset(trial->staging, 0xff, fa_trial_bytes(trial, i));
-    status = trial->device->ops->copy_to_device(trial->device, trial->field[i].memory, trial->staging,
-                                                fa_trial_bytes(trial, i), message);
+    memset(trial->staging, 0xff, fa_trial_checked_bytes(trial, i));
+    status = trial->device->ops->copy(trial->device, trial->stream, trial->field[i].memory, trial->staging,
+                                      fa_trial_checked_bytes(trial, i), FA_COPY_TO_DEVICE, message);
   }
   return status;
 }
@@ -122,10 +124,8 @@ static const char *name_of(int field) {
 
 static fa_status check_finite(const fa_trial *trial, int i, char *message) {
   const fa_trial_field *f = &trial->field[i];
-  bool of_keys = i == FA_GRAD_KEY || i == FA_GRAD_VALUE;
-  int64_t rows = of_keys ? trial->check_shape.seqlen_k : trial->check_shape.seqlen_q;
   for (int64_t head = 0; head < trial->check_shape.heads_q; head++)
-    for (int64_t j = 0; j < rows * f->cols; j++)
+    for (int64_t j = 0; j < f->checked_rows * f->cols; j++)
       if (!isfinite(fa_from_bits(f->dtype, trial->staging, head * f->rows * f->cols + j)))
         return fa_fail(FA_FAILED, message, "%s[head %lld, row %lld] is not finite or not written", name_of(i),
                        (long long)head, (long long)(j / f->cols));
@@ -158,12 +158,11 @@ static fa_status check_samples(const fa_trial *trial, int i, char *message) {
 }
 
 fa_status fa_trial_check(fa_trial *trial, const fa_candidate *candidate, char *message) {
-  double ignored;
   fa_status status = fa_trial_prepare(trial, &trial->check_shape, message);
   if (status == FA_OK)
     status = spoil_results(trial, message);
   if (status == FA_OK)
-    status = fa_trial_launch(trial, candidate, &trial->check_shape, &ignored, message);
+    status = fa_trial_launch(trial, candidate, &trial->check_shape, NULL, message);
   for (int i = 0; i < FA_NUM_FIELDS && status == FA_OK; i++) {
     if (!trial->field[i].result)
       continue;

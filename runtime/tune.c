@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SOME_CANDIDATES = 4 };
-
 /* A first call shall take 3 seconds at most, on two slow cores too: after these times nothing new is begun. */
 static const double BUILD_SECONDS = 1.2, TIMING_SECONDS = 2.2;
 static const double CLEARLY_FASTER = 0.98;
@@ -20,6 +18,7 @@ typedef struct search {
   fa_problem problem; /* target as low as the compiler needs it */
   const fa_shape *bucket;
   const fa_host *host;
+  void *stream;
   fa_autotune autotune;
   double started;
   fa_progress progress;
@@ -38,20 +37,22 @@ static void drop(search *s, int i, const char *reason) {
   fa_say("dropped %s: %s", config, reason);
   fa_append(s->notes, FA_NOTES_SIZE, "dropped=%s; %.*s\n", config, (int)strcspn(reason, "\n"), reason);
   if (s->loaded[i].kernel)
-    s->device->ops->unload(&s->loaded[i].loaded);
+    s->device->ops->unload(s->device, &s->loaded[i].loaded);
   s->loaded[i].kernel = NULL;
 }
 
 /* List candidates and build them; on a compiler that lacks an instruction set, for the next simpler target. */
 static fa_status build_candidates(search *s, char *message) {
+  fa_trial_limits limits;
+  s->device->ops->limit_trial(s->device, &s->problem, &limits);
   for (;;) {
     int count = fa_candidates(&s->problem, s->bucket, s->configs, message, FA_MESSAGE_SIZE);
     if (count < 1)
       return FA_FAILED;
     if (s->autotune == FA_TUNE_NONE)
       count = 1;
-    if (s->autotune == FA_TUNE_SOME && count > SOME_CANDIDATES)
-      count = SOME_CANDIDATES;
+    if (s->autotune == FA_TUNE_SOME && count > limits.candidates)
+      count = limits.candidates;
     double budget = s->autotune == FA_TUNE_ALL ? INFINITY : BUILD_SECONDS;
     fa_build_all(s->device->ops, &s->problem, s->configs, count, budget, &s->progress, s->built);
     s->count = count;
@@ -101,6 +102,7 @@ static int load_candidates(search *s, char *message) {
 static fa_status get_forward(const search *s, fa_built *built, fa_candidate *forward, char *message) {
   fa_problem problem = s->problem;
   problem.op = FA_FORWARD;
+  fa_problem_normalize(&problem);
   fa_config *configs = calloc(FA_MAX_CANDIDATES, sizeof *configs);
   if (!configs)
     return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory for the tuner");
@@ -169,7 +171,8 @@ static int find_winner(search *s, bool *keep, char *message) {
   const bool backward = s->problem.op == FA_BACKWARD;
   fa_status status = backward ? get_forward(s, &forward_built, &forward, message) : FA_OK;
   if (status == FA_OK)
-    status = fa_trial_begin(s->device, &s->problem, s->bucket, s->host, backward ? &forward : NULL, &trial, message);
+    status = fa_trial_begin(s->device, &s->problem, s->bucket, s->host, s->stream, backward ? &forward : NULL, &trial,
+                            message);
   int winner = -1;
   *keep = status == FA_OK;
   if (status != FA_OK) {
@@ -180,7 +183,7 @@ static int find_winner(search *s, bool *keep, char *message) {
   }
   fa_trial_end(trial);
   if (forward.kernel)
-    s->device->ops->unload(&forward.loaded);
+    s->device->ops->unload(s->device, &forward.loaded);
   fa_built_free(&forward_built);
   return winner;
 }
@@ -213,11 +216,13 @@ static fa_status run(search *s, const fa_ready **ready, bool *keep, char *messag
 }
 
 fa_status fa_tune(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_autotune autotune,
-                  const fa_host *host, const fa_ready **ready, bool *keep, char notes[FA_NOTES_SIZE], char *message) {
+                  const fa_host *host, void *stream, const fa_ready **ready, bool *keep, char notes[FA_NOTES_SIZE],
+                  char *message) {
   search s = {.device = device,
               .problem = *problem,
               .bucket = bucket,
               .host = host,
+              .stream = stream,
               .autotune = autotune,
               .started = fa_seconds(),
               .progress = {.started = fa_seconds()},
@@ -234,7 +239,7 @@ fa_status fa_tune(const fa_device *device, const fa_problem *problem, const fa_s
   fa_progress_end(&s.progress);
   for (int i = 0; i < s.count; i++) {
     if (s.loaded[i].kernel)
-      device->ops->unload(&s.loaded[i].loaded);
+      device->ops->unload(device, &s.loaded[i].loaded);
     fa_built_free(&s.built[i]);
   }
   free(s.configs);

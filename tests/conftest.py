@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
-# Before the library is loaded: it reads the environment once.
-_cache = tempfile.mkdtemp(prefix="flash_attention_tests_")
-os.environ["FLASH_ATTENTION_CACHE_DIR"] = _cache
+# Before the library is loaded: it reads the environment once. Workers of pytest-xdist share the cache of the process
+# that started them: a kernel is compiled once for all.
+_is_worker = "PYTEST_XDIST_WORKER" in os.environ and "FLASH_ATTENTION_CACHE_DIR" in os.environ
+if not _is_worker:
+    os.environ["FLASH_ATTENTION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flash_attention_tests_")
+_cache = os.environ["FLASH_ATTENTION_CACHE_DIR"]
 # Tests of results take the best guess of each kernel; test_processes.py tests the tuner.
 os.environ.setdefault("FLASH_ATTENTION_AUTOTUNE", "0")
+# torch.use_deterministic_algorithms refuses cuBLAS, with which references are computed, without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _owner = os.getpid()
 
 
 @atexit.register
 def _remove_cache() -> None:
-    if os.getpid() == _owner:  # not in a forked worker
+    if os.getpid() == _owner and not _is_worker:  # nor in a forked process
         shutil.rmtree(_cache, ignore_errors=True)
 
 
@@ -27,22 +34,50 @@ import torch  # noqa: E402
 from flash_attention import _native  # noqa: E402
 
 
-def _devices() -> list[str]:
-    """Each kind of device that attention runs on here."""
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        try:
-            _native.device_target("cuda")
-            devices.append("cuda")
-        except NotImplementedError:
-            pass
-    return devices
+def _why_no_cuda() -> str:
+    """Why attention does not run on a GPU here, "" where it does."""
+    if not torch.cuda.is_available():
+        return "there is no GPU here"
+    try:
+        _native.device_target("cuda")
+    except NotImplementedError as reason:
+        return str(reason)
+    return ""
 
 
-@pytest.fixture(params=_devices())
+_no_cuda = _why_no_cuda()
+
+
+@pytest.fixture(params=["cpu"] if _no_cuda else ["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """A test that takes it runs on each of _devices()."""
+    """A test that takes it runs on each kind of device that attention runs on here."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """For what only a GPU does, or does in reasonable time: skipped where there is none."""
+    if _no_cuda:
+        pytest.skip(_no_cuda)
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def much_memory(cuda: torch.device) -> Iterator[float]:
+    """GiB that are free on the GPU. One test at a time has it, among all workers, and none of it is kept."""
+    with open(os.path.join(_cache, "much-memory"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        torch.cuda.empty_cache()
+        yield torch.cuda.mem_get_info()[0] / 2**30
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """The test runs under torch.use_deterministic_algorithms(True)."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

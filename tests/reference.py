@@ -22,21 +22,24 @@ def reference(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output and gradients of (batch, heads, seqlen, head_dim) tensors in float64, a block of rows at a time."""
-    kind = {"dtype": torch.float64, "device": "cpu"}
-    q, k, v, do = (tensor.detach().to(**kind) for tensor in (query, key, value, grad_output))
+    """Output and gradients of (batch, heads, seqlen, head_dim) tensors in float64, a block of rows at a time.
+
+    On the tensors' device: on a CPU the long sequences that a GPU is tested with would take minutes.
+    """
+    q, k, v, do = (tensor.detach().double() for tensor in (query, key, value, grad_output))
     group = q.shape[1] // max(k.shape[1], 1)
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    output = torch.zeros(*q.shape[:3], v.shape[3], **kind)
+    output = q.new_zeros(*q.shape[:3], v.shape[3])
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    step = max(1, 2**25 // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    step = max(1, 2**23 // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
     for begin in range(0, q.shape[2] if k.shape[2] else 0, step):
         rows = slice(begin, min(begin + step, q.shape[2]))
         scores = q[:, :, rows] @ k.mT * scale
         if is_causal:
-            columns = torch.arange(k.shape[2])
-            scores.masked_fill_(columns > torch.arange(rows.start, rows.stop)[:, None], -math.inf)
+            columns = torch.arange(k.shape[2], device=q.device)
+            numbers = torch.arange(rows.start, rows.stop, device=q.device)
+            scores.masked_fill_(columns > numbers[:, None], -math.inf)
         p = torch.softmax(scores, -1)
         output[:, :, rows] = p @ v
         dv += p.mT @ do[:, :, rows]
@@ -78,20 +81,28 @@ def assert_accurate(
         if not e.numel():
             continue
         assert not a.isnan().any(), f"{what} {name} has NaN"
-        error, limit = (a.cpu().double() - e).abs(), (p.cpu().double() - e).abs()
+        error, limit = (a.double() - e).abs(), (p.double() - e).abs()
         rounding = ROUNDING[a.dtype] * e.abs() + SMALLEST[a.dtype] / 2
         for measure, of, factor in (("rms", _rms, 1.1), ("largest", _largest, 1.1), ("very largest", torch.amax, 2.2)):
             worst, bound = of(error).item(), factor * of(limit).item() + of(rounding).item()
             assert worst <= bound, f"{what} {name}: {measure} error {worst:.3g}, may be {bound:.3g}"
 
 
-def assert_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str = "") -> None:
-    """`actual` is `expected` within a few roundings of the largest value: for tests of anything but accuracy."""
-    for name, a, e in zip(NAMES, actual, expected, strict=False):
+def assert_close(
+    actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str = "", peer: tuple[Tensor, ...] | None = None
+) -> None:
+    """`actual` is `expected` within a few roundings of the largest value: for tests of anything but accuracy.
+
+    Where a gradient is zero because all of its terms cancel, what remains is noise that grows with their number: with
+    `peer`, PyTorch's own result, 1.1 times its error is allowed too.
+    """
+    for i, (name, a, e) in enumerate(zip(NAMES, actual, expected, strict=False)):
         assert a.shape == e.shape, f"{what} {name}: shape {tuple(a.shape)}, must be {tuple(e.shape)}"
         if e.numel():
-            worst = (a.cpu().double() - e).abs().max().item()
+            worst = (a.double() - e).abs().max().item()
             bound = 64 * ROUNDING[a.dtype] * max(e.abs().max().item(), 1.0)
+            if peer is not None:
+                bound = max(bound, 1.1 * (peer[i].double() - e).abs().max().item())
             assert worst <= bound, f"{what} {name}: error {worst:.3g}, may be {bound:.3g}"
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flash_attention import _native, cli
 
@@ -37,8 +39,9 @@ def test_info_names_versions_compiler_cache_and_every_variable(tmp_path: Path) -
     for needed in (
         "Python: ",
         "PyTorch: ",
-        "NVRTC: ",
-        "compiler: ",
+        "cuda target: ",
+        "cuda compiler: ",
+        "\ncompiler: ",
         "cpu target: cpu:",
         f"cache: {tmp_path / 'cache'}",
     ):
@@ -86,12 +89,27 @@ def test_compile_says_size_time_and_compiler(tmp_path: Path) -> None:
     assert not list(cache.glob("**/*")), "compile leaves the cache alone"
 
 
+def test_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    """NVRTC needs no GPU; what a kernel takes of one is said."""
+    kernel = tmp_path / "kernel.cubin"
+    if "cuda compiler: none" in output("info"):
+        pytest.skip("there is no NVRTC here")
+    arguments = ("compile", "--op", "forward", "--dtype", "fp16", "--head-dim", "64", "--target", "cuda:sm_80")
+    run = command(*arguments, "-o", str(kernel))
+    if run.returncode != 0 and "must belong to a kernel family that is there" in run.stderr:
+        pytest.skip("there are no CUDA kernels yet")
+    assert run.returncode == 0, run.stderr
+    for needed in ("compiler: NVRTC ", "command: nvrtc --gpu-architecture=sm_80 ", "registers: ", "shared memory: "):
+        assert needed in run.stdout
+    assert kernel.read_bytes()[:4] == b"\x7fELF"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("source", *PROBLEM[:-1], "640"), "head_dim is 640"),
         (("source", *PROBLEM, "--target", "cpu:z80"), "cpu:z80"),
-        (("source", *PROBLEM, "--target", "cuda:sm_80"), "cuda:sm_80"),
+        (("source", *PROBLEM, "--target", "cuda:z80"), "cuda:z80"),
         (("source", *PROBLEM, "--target", "x" * 99), "target"),
         (("source", *PROBLEM, "--config", "block_m=-1"), "block_m"),
         (("source", *PROBLEM, "--config", "colour=3"), "colour"),
@@ -126,19 +144,19 @@ def test_compile_without_compiler_says_what_to_install() -> None:
 
 
 FILL = """
-import torch
+import sys, torch
 from flash_attention import flash_attention
-query = torch.randn(1, 1, 16, 16)
+query = torch.randn(1, 1, 16, 16).to(sys.argv[1])
 flash_attention(query, query, query)
 """
 
 
-def test_cache_list_verify_clear_path(tmp_path: Path) -> None:
+def test_cache_list_verify_clear_path(device: torch.device, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert output("cache", "path", cache=cache).strip() == str(cache)
     assert output("cache", "list", cache=cache).startswith("0 entries")
     variables = dict(os.environ, PYTHONPATH=str(PACKAGE), FLASH_ATTENTION_CACHE_DIR=str(cache))
-    subprocess.run([sys.executable, "-c", FILL], env=variables, check=True)
+    subprocess.run([sys.executable, "-c", FILL, device.type], env=variables, check=True)
     listed = output("cache", "list", cache=cache)
     assert "forward fp32 head_dim=16" in listed
     assert "intact" in output("cache", "verify", cache=cache)
@@ -158,21 +176,23 @@ def test_cache_list_verify_clear_path(tmp_path: Path) -> None:
 
 def test_bench_writes_a_table_and_csv(tmp_path: Path) -> None:
     grid = ("--dtypes", "fp32", "--head-dims", "16", "--seqlens", "32,64", "--masks", "causal", "--heads", "1")
-    text = output("bench", *grid, "--seconds", "0.01", "--output", str(tmp_path), cache=tmp_path / "cache")
+    arguments = ("bench", "--device", "cpu", *grid, "--seconds", "0.01")
+    text = output(*arguments, "--output", str(tmp_path), cache=tmp_path / "cache")
     assert "ratio" in text
-    assert "smallest call" in text
-    with (tmp_path / "bench.csv").open(newline="") as file:
+    with (tmp_path / "bench_cpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["op"], row["seqlen"]) for row in rows] == [
-        ("forward", "32"),
-        ("forward", "64"),
-        ("backward", "32"),
-        ("backward", "64"),
+    assert [(row["op"], row["seqlen"], row["peer"]) for row in rows] == [
+        (op, seqlen, peer)
+        for op in ("forward", "backward")
+        for seqlen in ("32", "64")
+        for peer in ("flash_attention", "PyTorch")
     ]
-    for row in rows:
+    for ours, row in zip(rows[::2], rows[1::2], strict=True):
         flops = 4 * 32 * 32 * 16 * (int(row["seqlen"]) / 32) ** 2 / 2 * (1 if row["op"] == "forward" else 2.5)
         assert float(row["gflops"]) == pytest.approx(flops / float(row["seconds"]) / 1e9, abs=0.06)
-        assert float(row["ratio"]) == pytest.approx(float(row["pytorch_seconds"]) / float(row["seconds"]), rel=2e-3)
+        assert float(row["ratio"]) == pytest.approx(float(row["seconds"]) / float(ours["seconds"]), rel=2e-3)
+        assert row["command"] == shlex.join(("python", "-m", "flash_attention", *arguments))
+        assert row["machine"]
 
 
 def test_output_into_a_closed_pipe_is_no_error() -> None:

@@ -41,17 +41,18 @@ def test_what_is_not_needed_is_not_computed(tensors, needs):
     assert [gradient.numel() > 0 for gradient in gradients] == list(needs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["expanded", "zero_stride", "non_contiguous", "sliced", "unaligned"])
-def test_grad_output_of_any_layout(tensors, kind):
+def test_grad_output_of_any_layout(tensors, kind, dtype):
     """output.sum().backward() passes an expanded scalar: strides of 0."""
-    *inputs, grad_output = tensors
+    *inputs, grad_output = (tensor.to(dtype) for tensor in tensors)
     shape = grad_output.shape
     made = {
         "expanded": lambda: grad_output.new_ones(()).expand(shape),
         "zero_stride": lambda: grad_output[:, :1, :, :1].expand(shape),
         "non_contiguous": lambda: grad_output.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
-        "sliced": lambda: torch.randn(*shape[:3], 2 * shape[3], device=grad_output.device)[..., ::2],
-        "unaligned": lambda: torch.randn(grad_output.numel() + 1, device=grad_output.device)[1:].view(shape),
+        "sliced": lambda: torch.randn(*shape[:3], 2 * shape[3]).to(grad_output)[..., ::2],
+        "unaligned": lambda: torch.randn(grad_output.numel() + 1).to(grad_output)[1:].view(shape),
     }[kind]()
     assert_close(run(flash_attention, *inputs, made), reference(*inputs, made), kind)
 

@@ -1,4 +1,4 @@
-"""The usage guide's Python blocks run, in order and in one namespace, on a machine without a GPU."""
+"""The usage guide's Python blocks run, in order and in one namespace: as they are on a GPU, and on a CPU too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blocks() -> list[tuple[int, str]]:
 
 @pytest.mark.oldest
 def test_usage_guide(device, capsys):
-    """What users copy first. Only the device is changed: device='cpu' and no .cuda()."""
+    """What users copy first. On a CPU only the device is changed: device='cpu' and no .cuda()."""
     torch.manual_seed(0)
     names: dict = {"__name__": "usage_guide"}
     found = blocks()
@@ -39,6 +39,9 @@ def test_usage_guide(device, capsys):
             exec(OWN_LOSS, names)
         padded = "\n" * (line - 1) + block  # so that a traceback names the guide's line
         exec(compile(padded, str(GUIDE), "exec"), names)
+    for name in ("Q", "flash_out", "output"):
+        assert names[name].device.type == device.type, name
+    assert names["Q"].grad.isfinite().all()
     printed = capsys.readouterr().out
     assert "Output shape: torch.Size([2, 4, 128, 64])" in printed
     assert "Backward pass validation successful" in printed

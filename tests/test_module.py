@@ -198,6 +198,79 @@ def test_unfrozen_multiplier_is_learnable():
     assert torch.equal(factor.grad, learnable.scale_multiplier.grad)
 
 
+def test_frozen_again_keeps_what_was_trained():
+    """Unfreeze, train, freeze: calls, casts, copies and torch.compile take the trained value, not the one before."""
+    tensors = qkv()
+    changes = {
+        "call": lambda module: module,
+        "half": lambda module: module.half().float(),
+        "copy": copy.deepcopy,
+        "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+        "compile": lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"),
+    }
+    for name, change in changes.items():
+        module = FlashAttention(16).requires_grad_(True)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        called = change(module) if name == "compile" else module
+        called(*tensors).square().sum().backward()
+        optimizer.step()
+        module.requires_grad_(False)
+        trained = module.scale_multiplier.item()
+        assert trained != 1.0
+        called = called if name == "compile" else change(module)
+        for _ in range(2):
+            torch.testing.assert_close(called(*tensors), flash_attention(*tensors, scale=0.25 * trained), msg=name)
+
+
+def test_frozen_multiplier_is_read_once_after_a_write():
+    """A write in place counts; what a later write that nobody can see leaves is not read."""
+    module = FlashAttention(16)
+    tensors = qkv()
+    module.scale_multiplier.fill_(0.3)
+    expected = flash_attention(*tensors, scale=0.25 * module.scale_multiplier.item())
+    assert torch.equal(module(*tensors), expected)
+    module.scale_multiplier.data.fill_(float("nan"))
+    assert torch.equal(module(*tensors), expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_functional_call_with_a_frozen_tensor(compiled):
+    """What is put in the parameter's place counts, for that call only, and costs a half module no digit."""
+    module, tensors = tenth().half(), qkv()
+
+    def call(*arguments):
+        return torch.func.functional_call(*arguments)
+
+    if compiled:
+        call = torch.compile(call, fullgraph=True, backend="aot_eager")
+    replacements = [torch.tensor([0.3]), torch.tensor([2.0])]
+    if not compiled:  # with a parameter of requires_grad=False torch.compile takes the module's own value
+        replacements.append(nn.Parameter(torch.tensor([3.0]), requires_grad=False))
+    for factor in replacements:
+        output = call(module, {"scale_multiplier": factor}, tuple(tensors))
+        torch.testing.assert_close(output, flash_attention(*tensors, scale=0.25 * factor.item()))
+        assert_is_tenth(module)
+
+
+def test_multiplier_survives_inference_mode():
+    """Tensors made there have no version."""
+    with torch.inference_mode():
+        module = tenth()
+        assert_is_tenth(module)
+        assert_is_tenth(module.half().float())
+
+
+def test_frozen_learnable_multiplier():
+    """requires_grad_(False) freezes one that learnable_scale=True made, at the value that it has."""
+    module, tensors = FlashAttention(16, learnable_scale=True), qkv()
+    with torch.no_grad():
+        module.scale_multiplier.fill_(0.5)
+    module(*tensors)
+    module.requires_grad_(False)
+    assert torch.equal(module(*tensors), flash_attention(*tensors, scale=0.125))
+    assert module.half().float().scale_multiplier.item() == 0.5
+
+
 def test_grouped_queries():
     """Fewer key and value heads than query heads are shared."""
     query, key, value = torch.randn(1, 6, 5, 16), torch.randn(1, 2, 7, 16), torch.randn(1, 2, 7, 16)
@@ -263,7 +336,7 @@ class Layer(nn.Module):
         return self.attention(*self.project(x).chunk(3, -1))
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fully_shard"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp_flat", "fully_shard"])
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.filterwarnings("ignore")
 def test_distributed_wrappers(process_group, wrapper, learnable):
@@ -274,8 +347,9 @@ def test_distributed_wrappers(process_group, wrapper, learnable):
     layer = Layer(learnable_scale=learnable)
     layer.attention.load_state_dict({"scale_multiplier": torch.tensor([0.1])})
     expected = copy.deepcopy(layer)
-    if wrapper == "fsdp" and not torch.cuda.is_available():
-        wrapped = FullyShardedDataParallel(layer, use_orig_params=True, device_id=torch.device("cpu"))
+    if wrapper.startswith("fsdp") and not torch.cuda.is_available():
+        original = wrapper == "fsdp"
+        wrapped = FullyShardedDataParallel(layer, use_orig_params=original, device_id=torch.device("cpu"))
     elif wrapper == "fully_shard":
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
         wrapped = fully_shard(layer, mesh=mesh)

@@ -2,56 +2,152 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 CALLS = """
-import hashlib, json, torch
+import hashlib, json, sys, torch
 from flash_attention import _native, flash_attention
 
+def has_nvrtc():
+    with open("/proc/self/maps") as maps:
+        return "libnvrtc" in maps.read()
+
+device, dtypes, waits = sys.argv[1:]
+torch.use_deterministic_algorithms(True)
+torch.zeros(1, device=device)
+before = has_nvrtc()
+if waits == "waits":
+    print("ready", flush=True)
+    sys.stdin.readline()
 digest = hashlib.sha256()
-for dtype in (torch.float32, torch.bfloat16):
+for dtype in dtypes.split(","):
     torch.manual_seed(0)
-    inputs = [torch.randn(1, 2, 150, 32).to(dtype).requires_grad_() for _ in range(3)]
+    inputs = [torch.randn(1, 2, 150, 32).to(device, getattr(torch, dtype)).requires_grad_() for _ in range(3)]
     output = flash_attention(*inputs, is_causal=True)
+    expected = torch.nn.functional.scaled_dot_product_attention(*(x.cpu() for x in inputs), is_causal=True)
+    torch.testing.assert_close(output.cpu(), expected, rtol=2e-2, atol=2e-2)
     for result in (output, *torch.autograd.grad(output.float().square().sum(), inputs)):
-        digest.update(result.detach().float().numpy().tobytes())
-print(json.dumps({**_native.statistics(), "digest": digest.hexdigest()}))
+        digest.update(result.detach().float().cpu().numpy().tobytes())
+print(json.dumps({
+    **_native.statistics(),
+    "digest": digest.hexdigest(),
+    "looked_for_nvrtc": has_nvrtc() and not before,
+    "damaged": [entry.text for entry in _native.cache_entries(verify=True) if not entry.valid],
+}))
 """
 
 
-def call(cache: Path, **environment: str) -> dict:
-    """Statistics and digest of a new process."""
+def start(cache: Path, device, dtypes: str = "float32", waits: bool = False, **environment: str) -> subprocess.Popen:
+    """A new process that makes CALLS, or waits for a line of standard input before it does."""
     env = {**os.environ, "FLASH_ATTENTION_CACHE_DIR": str(cache), "FLASH_ATTENTION_AUTOTUNE": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", CALLS], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    line = [sys.executable, "-c", CALLS, device.type, dtypes, "waits" if waits else "starts"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, env=env, text=True, **pipes)
 
 
-def test_second_process_neither_tunes_nor_compiles(tmp_path):
-    """A warm cache is enough: four problems, nothing compiled, nothing tuned, equal bits."""
-    first = call(tmp_path / "cache")
+def finish(process: subprocess.Popen, line: str = "") -> dict:
+    """Its statistics and the digest of its results, after it has read `line`."""
+    try:
+        printed, errors = process.communicate(line, timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return json.loads(printed.splitlines()[-1])
+
+
+def call(cache: Path, device, dtypes: str = "float32", **environment: str) -> dict:
+    """Statistics and digest of a new process."""
+    return finish(start(cache, device, dtypes, **environment))
+
+
+NO_COMPILER = {"PATH": "/nonexistent", "CC": "/nonexistent/cc", "CUDA_HOME": "", "CUDA_PATH": ""}
+
+
+def test_second_process_neither_tunes_nor_compiles(device, tmp_path):
+    """A warm cache is enough, and may come from another machine with such a device, or lie somewhere else than then:
+    four problems, nothing compiled, nothing tuned, no compiler opened, equal bits.
+    """
+    cache, copy = tmp_path / "cache", tmp_path / "elsewhere" / "copy"
+    first = call(cache, device, "float32,bfloat16")
     assert first["tunings"] == 4
     assert first["compilations"] >= 4
-    second = call(tmp_path / "cache", PATH="/nonexistent", CC="/nonexistent/cc")
-    assert second["tunings"] == 0
-    assert second["compilations"] == 0
-    assert second["kernels_loaded"] == 4
-    assert second["digest"] == first["digest"]
+    shutil.copytree(cache, copy)
+    for place in (cache, copy) if device.type == "cuda" else (copy,):
+        second = call(place, device, "float32,bfloat16", **NO_COMPILER)
+        assert second["tunings"] == 0
+        assert second["compilations"] == 0
+        assert not second["looked_for_nvrtc"]
+        assert second["kernels_loaded"] == 4
+        assert second["digest"] == first["digest"]
+        shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_bits_do_not_depend_on_the_process(tmp_path, threads):
+def test_bits_do_not_depend_on_the_process(device, tmp_path):
     """The same cache gives the same bits in a process with another number of threads."""
+    environments = [{"FLASH_ATTENTION_AUTOTUNE": "0", "OMP_NUM_THREADS": threads} for threads in ("1", "3")]
+    results = [call(tmp_path / "cache", device, "float32,bfloat16", **environment) for environment in environments]
+    assert len({result["digest"] for result in results}) == 1
+
+
+def test_processes_at_once_on_a_cold_cache(device, tmp_path):
+    """One tunes each of two problems, the others take its record: all compute with one kernel, the bits are equal."""
+    processes = [start(tmp_path / "cache", device, waits=True) for _ in range(8 if device.type == "cuda" else 2)]
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.callback(process.kill)
+        for process in processes:
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        results = [finish(process) for process in processes]
+    assert sum(result["tunings"] for result in results) == 2
+    assert all(result["compilations"] == 0 for result in results if not result["tunings"])
+    assert {result["digest"] for result in results} == {results[0]["digest"]}
+    assert not any(result["damaged"] for result in results)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """As exactly as may be. Fails where the process ends before."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("moment", ["tuning begins", "kernels are stored"])
+def test_killed_while_tuning(device, tmp_path, moment):
+    """kill -9 in the middle costs the next process its own tuning, not its result: no lock stays, no entry is torn."""
+    if device.type == "cpu" and moment != "kernels are stored":
+        pytest.skip("one moment is enough here: tests/c kills the cache's writers at every one")
     cache = tmp_path / "cache"
-    first = call(cache, FLASH_ATTENTION_AUTOTUNE="0", OMP_NUM_THREADS="2")
-    again = call(cache, FLASH_ATTENTION_AUTOTUNE="0", OMP_NUM_THREADS=threads)
-    assert again["digest"] == first["digest"]
+    patterns = {"tuning begins": "locks/tuning-*", "kernels are stored": "kernel-*"}
+    process = start(cache, device)
+    try:
+        wait_for(lambda: any(cache.glob(patterns[moment])), process)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.communicate()
+    assert not list(cache.glob("tuning-*")), "it was not killed in the middle"
+    begin = time.monotonic()
+    clean = call(cache, device)
+    assert clean["tunings"] == 2
+    assert not clean["damaged"]
+    assert time.monotonic() - begin < 110, "it waited for a lock that nobody holds"
 
 
 def test_import_is_light():

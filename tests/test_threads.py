@@ -38,11 +38,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads, shape, dtype):
 
 
 COLD = """
-import threading, torch
+import sys, threading, torch
 from flash_attention import _native, flash_attention
 
 torch.manual_seed(0)
-tensors = [torch.randn(2, 2, 65, 24) for _ in range(3)]
+tensors = [torch.randn(2, 2, 65, 24).to(sys.argv[1]) for _ in range(3)]
 start, results, errors = threading.Barrier(8), {}, []
 
 def call(i):
@@ -68,11 +68,12 @@ print(_native.statistics()["tunings"], _native.statistics()["compilations"])
 
 
 @pytest.mark.parametrize("autotune", ["0", "1"])
-def test_eight_threads_on_a_cold_cache(autotune):
+def test_eight_threads_on_a_cold_cache(device, autotune):
     """All get the right result, the same bits, and each kernel is compiled once, not eight times."""
     with tempfile.TemporaryDirectory() as cache:
         env = {**os.environ, "FLASH_ATTENTION_CACHE_DIR": cache, "FLASH_ATTENTION_AUTOTUNE": autotune}
-        done = subprocess.run([sys.executable, "-c", COLD], env=env, capture_output=True, text=True, timeout=240)
+        line = [sys.executable, "-c", COLD, device.type]
+        done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     tunings, compilations = map(int, done.stdout.split())
     if autotune == "0":
@@ -81,13 +82,14 @@ def test_eight_threads_on_a_cold_cache(autotune):
         assert tunings == 2
 
 
-def test_threads_with_different_problems():
+def test_threads_with_different_problems(device):
     """Calls of other head dims at once do not disturb each other."""
     errors: list[BaseException] = []
 
     def call(dim: int) -> None:
         try:
-            tensors = [torch.randn(1, 2, 40, dim, generator=torch.Generator().manual_seed(dim)) for _ in range(3)]
+            generator = torch.Generator().manual_seed(dim)
+            tensors = [torch.randn(1, 2, 40, dim, generator=generator).to(device) for _ in range(3)]
             expected = torch.nn.functional.scaled_dot_product_attention(*tensors)
             for _ in range(20):
                 torch.testing.assert_close(flash_attention(*tensors), expected, rtol=1e-4, atol=1e-5)

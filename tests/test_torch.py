@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -374,3 +377,20 @@ def test_profiler_and_dispatch_modes_see_the_operator(qkv):
     with torch.profiler.profile() as profile:
         flash_attention(*qkv)
     assert "flash_attention::forward" in {event.name for event in profile.events()}
+
+
+def test_deterministic_algorithms_can_be_asked_for_in_c():
+    """torch_cuda.c reads the switch through two functions that are not part of the stable ABI."""
+    library = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD)
+    context, deterministic = (
+        library._ZN2at13globalContextEv,
+        library._ZNK2at7Context23deterministicAlgorithmsEv,
+    )
+    context.restype, deterministic.restype = ctypes.c_void_p, ctypes.c_bool
+    deterministic.argtypes = [ctypes.c_void_p]
+    assert deterministic(context()) is False
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert deterministic(context()) is True
+    finally:
+        torch.use_deterministic_algorithms(False)

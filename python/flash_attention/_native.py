@@ -32,6 +32,7 @@ class Problem(ctypes.Structure):
         ("head_dim", ctypes.c_int),
         ("head_dim_v", ctypes.c_int),
         ("is_causal", ctypes.c_bool),
+        ("deterministic", ctypes.c_bool),
         ("target", ctypes.c_char * TARGET_LENGTH),
     )
 
@@ -44,6 +45,9 @@ class CompiledStruct(ctypes.Structure):
         ("image_length", ctypes.c_size_t),
         ("seconds", ctypes.c_double),
         ("log", ctypes.c_void_p),
+        ("registers", ctypes.c_int),
+        ("spill_bytes", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int),
         ("compiler", ctypes.c_char * 512),
         ("command", ctypes.c_char * 2048),
     )
@@ -73,6 +77,9 @@ class Compiled:
     image: bytes  # shared object or cubin
     seconds: float
     log: str  # the compiler's messages
+    registers: int  # of a thread; 0 for a CPU's kernel
+    spill_bytes: int  # stored and loaded by a thread
+    shared_bytes: int  # static, of a block
     compiler: str  # identity and version
     command: str  # how it was run
 
@@ -120,12 +127,14 @@ def take_text(pointer: ctypes.c_void_p) -> str:
     return text
 
 
-def problem(op: str, dtype: str, head_dim: int, head_dim_v: int, is_causal: bool, target: str) -> Problem:
+def problem(
+    op: str, dtype: str, head_dim: int, head_dim_v: int, is_causal: bool, target: str, deterministic: bool = False
+) -> Problem:
     """A problem, not yet checked; `target` is "cpu:avx512", "cuda:sm_80", ..."""
     name = target.encode()
     if len(name) >= TARGET_LENGTH:
         raise ValueError(f"target is {target!r}; it must be shorter than {TARGET_LENGTH} characters")
-    return Problem(OPS[op], DTYPES[dtype], 0, head_dim, head_dim_v, is_causal, name)
+    return Problem(OPS[op], DTYPES[dtype], 0, head_dim, head_dim_v, is_causal, deterministic, name)
 
 
 def device_target(device_type: str, index: int = 0) -> str:
@@ -149,7 +158,8 @@ def compile_kernel(of: Problem, config: str = "") -> Compiled:
     image = ctypes.string_at(struct.image, struct.image_length)
     functions().fa_free(struct.image)
     log = take_text(ctypes.c_void_p(struct.log))
-    return Compiled(image, struct.seconds, log, decode(struct.compiler), decode(struct.command))
+    usage = struct.registers, struct.spill_bytes, struct.shared_bytes
+    return Compiled(image, struct.seconds, log, *usage, decode(struct.compiler), decode(struct.command))
 
 
 def list_configs(of: Problem) -> list[str]:

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from pathlib import Path
 
 import torch
 
-from flash_attention import _native, bench, bench_report
+from flash_attention import bench, bench_measure, bench_report
 from flash_attention.bench_startup import measure_startup
 
-FULL = {"ops": ["forward", "backward"], "dtypes": ["fp32", "bf16", "fp16"], "masks": ["full", "causal"]}
-FULL_NUMBERS = {"head_dims": [64, 128], "seqlens": [512, 1024, 2048, 4096]}
-QUICK_NUMBERS = {"head_dims": [64], "seqlens": [512, 2048]}
-
-
-def machine() -> str:
-    """Processor, instruction set, threads, versions: what a number is worth nothing without."""
-    name = platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
-    except OSError:
-        pass
-    target = _native.device_target("cpu")
-    return f"{name}, {target}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+OPS, MASKS = ["forward", "backward"], ["full", "causal"]
+DTYPES = {"cpu": ["fp32", "bf16", "fp16"], "cuda": ["fp32", "bf16"]}
+HEAD_DIMS = {"cpu": [64, 128], "cuda": [64, 128, 256]}
+SEQLENS = {"cpu": [512, 1024, 2048, 4096], "cuda": [512, 1024, 2048, 4096, 8192, 16384]}
+QUICK_HEAD_DIMS = {"cpu": [64], "cuda": [64, 128]}
+QUICK_SEQLENS = {"cpu": [512, 2048], "cuda": [1024, 8192]}
+SECONDS = {"cpu": 1.0, "cuda": 0.05}
+QUICK_SECONDS = {"cpu": 0.2, "cuda": 0.02}
 
 
 class Status:
@@ -46,54 +38,70 @@ class Status:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def run_grid(arguments: argparse.Namespace, folder: Path, name: str) -> None:
-    numbers = QUICK_NUMBERS if arguments.quick else FULL_NUMBERS
-    seconds = arguments.seconds or (0.2 if arguments.quick else 1.0)
-    cells = bench.grid(
-        arguments.ops or FULL["ops"],
-        arguments.dtypes or FULL["dtypes"],
-        arguments.head_dims or numbers["head_dims"],
-        arguments.seqlens or numbers["seqlens"],
-        arguments.masks or FULL["masks"],
+def choose_cells(arguments: argparse.Namespace, device: str) -> list[bench.Cell]:
+    return bench.grid(
+        device,
+        arguments.ops or OPS,
+        arguments.dtypes or DTYPES[device],
+        arguments.head_dims or (QUICK_HEAD_DIMS if arguments.quick else HEAD_DIMS)[device],
+        arguments.seqlens or (QUICK_SEQLENS if arguments.quick else SEQLENS)[device],
+        arguments.masks or MASKS,
         arguments.batch,
         arguments.heads,
     )
-    print(f"batch {arguments.batch}, heads {arguments.heads}\n{bench_report.HEADER}", flush=True)
-    status = Status(len(cells) + 1)
-    results = []
+
+
+def run_grid(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
+    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)[device]
+    cells = choose_cells(arguments, device)
+    peers = list(bench_measure.peers(device))
+    sizes = sorted({(cell.seqlen, cell.batch) for cell in cells})
+    print("batch " + ", ".join(f"{batch} at S {seqlen}" for seqlen, batch in sizes))
+    heads = dict.fromkeys((cell.head_dim, cell.heads) for cell in cells)
+    print("heads " + ", ".join(f"{count} of d {head_dim}" for head_dim, count in heads))
+    print(bench_report.header(device, peers), flush=True)
+    status, results = Status(len(cells)), []
+    path = folder / f"bench_{device}.csv"
     for cell in cells:
         status.show(f"{cell.op} {cell.dtype}, d {cell.head_dim}, S {cell.seqlen}")
-        results.append(bench.measure(cell, seconds))
+        results.append(bench_measure.measure(cell, device, seconds))
         status.clear()
-        print(bench_report.line(results[-1]), flush=True)
-    print("\n" + "\n".join(bench_report.summary(results)) + "\n", flush=True)
-    status.show("smallest calls")
-    smallest = bench.smallest_calls(2 * seconds)
-    status.clear()
-    print("\n".join(bench_report.smallest_lines(smallest)) + "\n")
-
-    bench_report.write_results(folder / "bench.csv", results, name)
-    bench_report.write_times(folder / "smallest.csv", smallest, [])
-    print(f"Written: {folder / 'bench.csv'}, {folder / 'smallest.csv'}")
+        print(bench_report.line(device, peers, results[-1]), flush=True)
+        bench_report.write(path, bench_report.result_rows(results), machine, command)  # what is there is kept
+    print("\n" + "\n".join(bench_report.summary(results, peers)) + f"\n\nWritten: {path}")
+    picture = path.with_suffix(".png")
     try:
-        bench_report.draw(folder / "bench.png", results, name)
+        bench_report.draw(picture, results, device, machine)
     except ImportError:
         print("No picture: it needs matplotlib (pip install 'flash_attention[plot]').")
     else:
-        print(f"Picture: {folder / 'bench.png'}")
+        print(f"Picture: {picture}")
+
+
+def run_smallest(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
+    rows = bench_measure.smallest_calls(device, arguments.seconds or (0.4 if arguments.quick else 2.0))
+    print("\n".join(bench_report.smallest_lines(rows)))
+    path = folder / f"smallest_{device}.csv"
+    bench_report.write(path, bench_report.smallest_rows(rows), machine, command)
+    print(f"Written: {path}")
+
+
+def run_startup(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
+    rows = measure_startup(device, 3 if arguments.quick or device == "cuda" else 7)
+    print("\n".join(bench_report.startup_lines(rows)))
+    path = folder / f"startup_{device}.csv"
+    bench_report.write(path, bench_report.startup_rows(rows), machine, command)
+    print(f"Written: {path}")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    device = arguments.device or bench_measure.default_device()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
-    name = machine()
-    print(name)
-    if arguments.startup:
-        startup = measure_startup(3 if arguments.quick else 7)
-        print("\n".join(bench_report.startup_lines(startup)))
-        bench_report.write_times(folder / "startup.csv", [], startup)
-        print(f"Written: {folder / 'startup.csv'}")
-    else:
-        run_grid(arguments, folder, name)
+    machine = bench_measure.machine(device)
+    print(machine)
+    command = bench_report.command_line("python", "-m", "flash_attention")
+    measure = run_startup if arguments.startup else run_smallest if arguments.smallest else run_grid
+    measure(arguments, device, folder, machine, command)

@@ -1,138 +1,202 @@
-"""How measurements are shown: lines of a table, a CSV file, a picture."""
+"""How measurements are shown: lines of a table, CSV files, a picture."""
 
 from __future__ import annotations
 
 import csv
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from flash_attention.bench import Result, geometric_mean
+from flash_attention.bench import OURS, Result, geometric_mean
+from flash_attention.bench_measure import PYTORCH, Smallest
 from flash_attention.bench_startup import Startup
 
-HEADER = (
-    f"{'op':9}{'dtype':6}{'d':>4}{'S':>7}  {'mask':7}{'flash_attention':>17}{'PyTorch':>11}{'ratio':>8}   (GFLOP/s)"
-)
+UNITS = {"cpu": ("GFLOP/s", 1e9), "cuda": ("TFLOP/s", 1e12)}
+COLORS = {OURS: "#d1495b", PYTORCH: "#30638e", "flash": "#30638e", "cuDNN": "#6a994e", "efficient": "#9a8c98"}
 
 
-def line(result: Result) -> str:
-    cell = result.cell
-    return (
-        f"{cell.op:9}{cell.dtype:6}{cell.head_dim:>4}{cell.seqlen:>7}  {'causal' if cell.is_causal else 'full':7}"
-        f"{result.gflops('flash_attention'):>17.1f}{result.gflops('PyTorch'):>11.1f}{result.ratio():>8.2f}"
-    )
+def header(device: str, peers: Sequence[str]) -> str:
+    """Of line(): the speed of each, and how many times as fast as the best peer and as each."""
+    speeds = "".join(f"{name:>{width(name)}}" for name in (OURS, *peers))
+    ratios = "ratio" if len(peers) == 1 else f"{'best':>8}" + "".join(f"{'/' + name:>{width(name)}}" for name in peers)
+    return f"{'op':9}{'dtype':6}{'d':>4}{'S':>7}  {'mask':7}{speeds} {UNITS[device][0]}{ratios:>8}"
 
 
-def summary(results: Sequence[Result]) -> list[str]:
-    """Smallest and mean ratio of each dtype and op."""
+def width(name: str) -> int:
+    """Of a peer's columns."""
+    return max(11, len(name) + 2)
+
+
+def line(device: str, peers: Sequence[str], result: Result) -> str:
+    cell, (unit, scale) = result.cell, UNITS[device]
+
+    def speed(name: str) -> str:
+        return f"{result.flops_per_second(name) / scale:.1f}" if name in result.seconds else "-"
+
+    def ratio(name: str | None) -> str:
+        return f"{result.ratio(name):.2f}" if name in result.seconds else "-"
+
+    speeds = "".join(f"{speed(name):>{width(name)}}" for name in (OURS, *peers))
+    each = "".join(f"{ratio(name):>{width(name)}}" for name in peers) if len(peers) > 1 else ""
+    what = f"{cell.op:9}{cell.dtype:6}{cell.head_dim:>4}{cell.seqlen:>7}  {cell.mask():7}"
+    return f"{what}{speeds} {'':{len(unit)}}{ratio(result.best_peer()):>8}{each}"
+
+
+def summary(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
+    """Smallest and mean ratio of each dtype and op, to the best peer and to each."""
     lines = []
     for dtype, op in dict.fromkeys((result.cell.dtype, result.cell.op) for result in results):
         group = [result for result in results if (result.cell.dtype, result.cell.op) == (dtype, op)]
-        ratios = [result.ratio() for result in group]
-        worst = min(group, key=Result.ratio).cell
-        where = f"S {worst.seqlen}, d {worst.head_dim}, {'causal' if worst.is_causal else 'full'}"
-        lines.append(f"{dtype} {op:9} {geometric_mean(ratios):.2f}x on average, at least {min(ratios):.2f}x ({where})")
+        compared = [(result.ratio(best), result.cell) for result in group if (best := result.best_peer())]
+        if not compared:
+            continue
+        ratios = [ratio for ratio, _ in compared]
+        worst = compared[ratios.index(min(ratios))][1]
+        where = f"S {worst.seqlen}, d {worst.head_dim}, {worst.mask()}"
+        text = f"{dtype} {op:9} {geometric_mean(ratios):.2f}x on average, at least {min(ratios):.2f}x ({where})"
+        if len(peers) > 1:
+            for name in peers:
+                shared = [result.ratio(name) for result in group if name in result.seconds]
+                text += f"; {geometric_mean(shared):.2f}x {name}" if shared else ""
+        lines.append(text)
     return lines
 
 
-def smallest_lines(rows: Sequence[tuple[str, dict[str, float]]]) -> list[str]:
-    lines = [f"{'smallest call, microseconds':30}{'flash_attention':>17}{'PyTorch':>11}{'ratio':>8}"]
-    for name, times in rows:
-        ours, theirs = times["flash_attention"], times["PyTorch"]
-        lines.append(f"{name:30}{ours:>17.1f}{theirs:>11.1f}{theirs / ours:>8.2f}")
+def smallest_lines(rows: Sequence[Smallest]) -> list[str]:
+    lines = [f"{'smallest call, microseconds':46}{OURS:>17}{PYTORCH:>11}{'ratio':>8}"]
+    for row in rows:
+        ours, theirs = row.microseconds[OURS], row.microseconds[PYTORCH]
+        what = f"{row.dtype}, S {row.seqlen}, d {row.head_dim}: {row.what}"
+        lines.append(f"{what:46}{ours:>17.1f}{theirs:>11.1f}{theirs / ours:>8.2f}")
     return lines
 
 
 def startup_lines(rows: Sequence[Startup]) -> list[str]:
-    lines = [f"{'milliseconds':20}{'import':>9}{'cold first call':>17}{'second process':>16}{'warm call':>11}"]
+    names = ("import", "cold", "cold, tuner off", "second process", "warm")
+    lines = [f"{'milliseconds':52}" + "".join(f"{name:>17}" for name in names)]
     for row in rows:
-        lines.append(
-            f"{row.op:20}{1e3 * row.import_time:>9.1f}{1e3 * row.cold:>17.0f}"
-            f"{1e3 * row.second_process:>16.2f}{1e3 * row.warm:>11.2f}"
-        )
+        what = f"{row.op}, {row.dtype}, B {row.batch}, H {row.heads}, S {row.seqlen}, d {row.head_dim}"
+        times = (row.import_time, row.cold, row.cold_untuned, row.second_process, row.warm)
+        lines.append(f"{what:52}" + "".join(f"{1e3 * seconds:>17.2f}" for seconds in times))
     return lines
 
 
-def write_results(path: Path, results: Sequence[Result], machine: str) -> None:
-    """One row a cell; seconds are medians."""
-    rows = []
-    for result in results:
-        cell = result.cell
-        rows.append(
-            {
-                "op": cell.op,
-                "dtype": cell.dtype,
-                "head_dim": cell.head_dim,
-                "seqlen": cell.seqlen,
-                "causal": int(cell.is_causal),
-                "batch": cell.batch,
-                "heads": cell.heads,
-                "seconds": f"{result.seconds['flash_attention']:.6g}",
-                "pytorch_seconds": f"{result.seconds['PyTorch']:.6g}",
-                "gflops": f"{result.gflops('flash_attention'):.1f}",
-                "pytorch_gflops": f"{result.gflops('PyTorch'):.1f}",
-                "ratio": f"{result.ratio():.3f}",
-                "calls": result.calls,
-                "first_call_seconds": f"{result.first_call:.4g}",
-                "machine": machine,
-            }
-        )
+def result_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row for each peer of each cell; the ratio is this peer's time over ours."""
+    return [
+        {
+            "op": result.cell.op,
+            "dtype": result.cell.dtype,
+            "head_dim": result.cell.head_dim,
+            "seqlen": result.cell.seqlen,
+            "causal": int(result.cell.is_causal),
+            "batch": result.cell.batch,
+            "heads": result.cell.heads,
+            "peer": name,
+            "seconds": f"{seconds:.6g}",
+            "gflops": f"{result.flops_per_second(name) / 1e9:.1f}",
+            "ratio": f"{result.ratio(name):.3f}",
+            "calls": result.calls,
+            "first_call_seconds": f"{result.first_call:.4g}" if name == OURS else "",
+        }
+        for result in results
+        for name, seconds in result.seconds.items()
+    ]
+
+
+def smallest_rows(rows: Sequence[Smallest]) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": row.what,
+            "dtype": row.dtype,
+            "seqlen": row.seqlen,
+            "head_dim": row.head_dim,
+            "microseconds": f"{row.microseconds[OURS]:.2f}",
+            "pytorch_microseconds": f"{row.microseconds[PYTORCH]:.2f}",
+        }
+        for row in rows
+    ]
+
+
+def startup_rows(rows: Sequence[Startup]) -> list[dict[str, Any]]:
+    return [
+        {
+            "op": row.op,
+            "dtype": row.dtype,
+            "batch": row.batch,
+            "heads": row.heads,
+            "seqlen": row.seqlen,
+            "head_dim": row.head_dim,
+            "import_ms": f"{1e3 * row.import_time:.2f}",
+            "cold_ms": f"{1e3 * row.cold:.2f}",
+            "cold_untuned_ms": f"{1e3 * row.cold_untuned:.2f}",
+            "second_process_ms": f"{1e3 * row.second_process:.3f}",
+            "warm_ms": f"{1e3 * row.warm:.3f}",
+        }
+        for row in rows
+    ]
+
+
+def command_line(*program: str) -> str:
+    """How this program was called, but for where its files go."""
+    arguments = sys.argv[1:]
+    if "--output" in arguments:
+        at = arguments.index("--output")
+        del arguments[at : at + 2]
+    return shlex.join([*program, *arguments])
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]], machine: str, command: str) -> None:
+    """A CSV file whose rows say where and how they were made."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, [*rows[0], "machine", "command"])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "machine": machine, "command": command} for row in rows)
 
 
-def write_times(path: Path, smallest: Sequence[tuple[str, dict[str, float]]], startup: Sequence[Startup]) -> None:
-    """Latencies in microseconds, one a row."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "flash_attention", "pytorch"])
-        for name, times in smallest:
-            writer.writerow([f"smallest {name}", f"{times['flash_attention']:.2f}", f"{times['PyTorch']:.2f}"])
-        for row in startup:
-            for what in ("import_time", "cold", "second_process", "warm"):
-                writer.writerow([f"{row.op} {what}", f"{1e6 * getattr(row, what):.0f}", ""])
-
-
-def draw(path: Path, results: Sequence[Result], machine: str) -> None:
-    """Speed over sequence length, a panel for each dtype (rows) and each op and head dim (columns)."""
+def draw(path: Path, results: Sequence[Result], device: str, machine: str) -> None:
+    """Speed over sequence length: panels for each dtype and op, and for each mask and head dim."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = list(dict.fromkeys(result.cell.dtype for result in results))
-    columns = list(dict.fromkeys((result.cell.op, result.cell.head_dim) for result in results))
-    size = (3.2 * len(columns) + 0.6, 2.6 * len(rows) + 0.9)
-    figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, squeeze=False, layout="constrained")
-    for i, dtype in enumerate(rows):
-        for j, (op, head_dim) in enumerate(columns):
-            panel = axes[i][j]
-            for is_causal in (False, True):
-                cells = [
-                    result
-                    for result in results
-                    if (result.cell.dtype, result.cell.op, result.cell.head_dim, result.cell.is_causal)
-                    == (dtype, op, head_dim, is_causal)
-                ]
-                seqlens = [result.cell.seqlen for result in cells]
-                for peer, color in (("flash_attention", "#d1495b"), ("PyTorch", "#30638e")):
-                    label = f"{peer}, {'causal' if is_causal else 'full'}"
-                    speeds = [result.gflops(peer) for result in cells]
-                    panel.plot(seqlens, speeds, "o--" if is_causal else "o-", color=color, markersize=3, label=label)
-            panel.set_title(f"{dtype}, {op}, head dim {head_dim}", fontsize=9)
+    kinds = list(dict.fromkeys((result.cell.dtype, result.cell.op) for result in results))
+    sizes = list(dict.fromkeys((result.cell.mask(), result.cell.head_dim) for result in results))
+    sizes.sort(key=lambda size: size[0] == "causal")
+    tall = len(kinds) > len(sizes)
+    rows, columns = (len(sizes), len(kinds)) if tall else (len(kinds), len(sizes))
+    unit, scale = UNITS[device]
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(2.5 * columns + 0.6, 2.1 * rows + 0.9), squeeze=False, layout="constrained"
+    )
+    ticks = sorted({result.cell.seqlen for result in results})
+    handles: dict[str, Any] = {}
+    for i, kind in enumerate(kinds):
+        for j, size in enumerate(sizes):
+            panel = axes[j][i] if tall else axes[i][j]
+            cells = [
+                result
+                for result in results
+                if (result.cell.dtype, result.cell.op) == kind and (result.cell.mask(), result.cell.head_dim) == size
+            ]
+            for peer, color in COLORS.items():
+                taken = [result for result in cells if peer in result.seconds]
+                if taken:
+                    seqlens = [result.cell.seqlen for result in taken]
+                    speeds = [result.flops_per_second(peer) / scale for result in taken]
+                    (handles[peer],) = panel.plot(seqlens, speeds, "o-", color=color, markersize=3)
+            panel.set_title(f"{' '.join(kind)}, {size[0]}, d {size[1]}", fontsize=8)
             panel.set_xscale("log", base=2)
-            ticks = sorted({result.cell.seqlen for result in results})
-            panel.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=8)
-            panel.tick_params(axis="y", labelsize=8)
+            panel.set_xticks(ticks, [f"{tick // 1024}k" if tick % 1024 == 0 else str(tick) for tick in ticks])
+            panel.tick_params(labelsize=7)
             panel.set_ylim(bottom=0)
             panel.spines[["top", "right"]].set_visible(False)
-            if j == 0:
-                panel.set_ylabel("GFLOP/s", fontsize=9)
-            if i == len(rows) - 1:
-                panel.set_xlabel("sequence length", fontsize=9)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
-    figure.supxlabel(machine, fontsize=8, color="0.4")
+    for panel in axes[:, 0]:
+        panel.set_ylabel(unit, fontsize=8)
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False)
+    figure.supxlabel(f"sequence length. {machine}", fontsize=8, color="0.4")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from flash_attention import _native
 
@@ -20,7 +18,7 @@ ENVIRONMENT = {
     "FLASH_ATTENTION_AUTOTUNE": "0: take the best guess; 1 (if not set): time a handful of configs; max: time all",
     "FLASH_ATTENTION_VERBOSE": "1: say on standard error what is compiled and tuned",
     "CC": "C compiler with its arguments; cc, gcc or clang if not set",
-    "CUDA_HOME": "where NVRTC is looked for if PyTorch brings none",
+    "CUDA_HOME": "where NVRTC is looked for if Python's packages bring none; CUDA_PATH after it",
     "XDG_CACHE_HOME": "the cache is in flash_attention below it; ~/.cache if not set",
 }
 
@@ -48,19 +46,8 @@ def native_problem(arguments: argparse.Namespace) -> _native.Problem:
         head_dim_v=arguments.head_dim_v or arguments.head_dim,
         is_causal=arguments.causal,
         target=arguments.target or _native.device_target("cpu"),
+        deterministic=arguments.deterministic,
     )
-
-
-def find_nvrtc() -> str | None:
-    """NVRTC as PyTorch's packages bring it, else below CUDA_HOME, else where the system's loader finds it."""
-    places = [(folder, "nvidia/*/lib/libnvrtc.so.*") for folder in sys.path if folder]
-    if os.environ.get("CUDA_HOME"):
-        places.append((os.environ["CUDA_HOME"], "lib*/libnvrtc.so.*"))
-    for folder, pattern in places:
-        found = sorted(Path(folder).glob(pattern))
-        if found:
-            return str(found[0])
-    return ctypes.util.find_library("nvrtc")
 
 
 def run_info(arguments: argparse.Namespace) -> None:
@@ -70,13 +57,8 @@ def run_info(arguments: argparse.Namespace) -> None:
     print(f"Python: {platform.python_version()}, {platform.platform()}")
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     print(f"PyTorch: {torch.__version__} ({cuda}), {torch.get_num_threads()} threads")
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        print(f"GPU {index}: {properties.name}, compute capability {properties.major}.{properties.minor}")
-    if not torch.cuda.device_count():
-        print("GPU: none that PyTorch can use")
+    print(f"GPUs that PyTorch can use: {torch.cuda.device_count()}")
     print(_native.info().rstrip())
-    print(f"NVRTC: {find_nvrtc() or 'not found'} (for CUDA kernels, which are not there yet)")
     print("Environment:")
     for name, meaning in ENVIRONMENT.items():
         print(f"  {name}={os.environ[name]}" if name in os.environ else f"  {name} is not set ({meaning})")
@@ -99,6 +81,9 @@ def run_compile(arguments: argparse.Namespace) -> None:
     print(f"command: {compiled.command}")
     print(f"time: {compiled.seconds:.2f} s")
     print(f"size: {len(compiled.image)} bytes")
+    if compiled.registers:
+        print(f"registers: {compiled.registers} of a thread, {compiled.spill_bytes} bytes spilled")
+        print(f"static shared memory: {compiled.shared_bytes} bytes of a block")
     if compiled.log.strip():
         print(f"compiler's messages:\n{compiled.log.rstrip()}")
     if arguments.output:
@@ -161,6 +146,9 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-dim-v", type=positive, metavar="N", help="of value and output (default: --head-dim)")
     parser.add_argument("--causal", action="store_true", help="query i sees keys 0 to i")
     parser.add_argument(
+        "--deterministic", action="store_true", help="the same call gives the same bits (on a CPU it always does)"
+    )
+    parser.add_argument(
         "--target",
         help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:avx512_amx, cpu:neon, cuda:sm_80, ... "
         "(default: this machine's CPU)",
@@ -191,20 +179,30 @@ def numbers(text: str) -> list[int]:
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU that is supported"
+    )
     parser.add_argument("--quick", action="store_true", help="a small grid with short timings, for a first look")
-    parser.add_argument("--startup", action="store_true", help="measure importing and first calls instead of the grid")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--startup", action="store_true", help="measure importing and first calls instead of the grid")
+    instead.add_argument("--smallest", action="store_true", help="measure what the smallest calls cost instead")
     parser.add_argument("--ops", type=several("forward", "backward"), metavar="LIST", help="default: forward,backward")
     parser.add_argument(
-        "--dtypes", type=several("fp32", "fp16", "bf16"), metavar="LIST", help="default: fp32,bf16,fp16"
+        "--dtypes",
+        type=several("fp32", "fp16", "bf16"),
+        metavar="LIST",
+        help="default: fp32,bf16,fp16; on a GPU fp32,bf16",
     )
-    parser.add_argument("--head-dims", type=numbers, metavar="LIST", help="default: 64,128")
-    parser.add_argument("--seqlens", type=numbers, metavar="LIST", help="default: 512,1024,2048,4096")
-    parser.add_argument("--masks", type=several("full", "causal"), metavar="LIST", help="default: full,causal")
-    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument("--heads", type=positive, default=8, metavar="N", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: PyTorch's own choice")
+    parser.add_argument("--head-dims", type=numbers, metavar="LIST", help="default: 64,128; on a GPU 64,128,256")
     parser.add_argument(
-        "--seconds", type=float, metavar="X", help="time for each number (default: 1; 0.2 with --quick)"
+        "--seqlens", type=numbers, metavar="LIST", help="default: 512,1024,2048,4096; on a GPU up to 16384"
+    )
+    parser.add_argument("--masks", type=several("full", "causal"), metavar="LIST", help="default: full,causal")
+    parser.add_argument("--batch", type=positive, metavar="N", help="default: 1; on a GPU 16384 / S")
+    parser.add_argument("--heads", type=positive, metavar="N", help="default: 8; on a GPU 2048 / d")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of a CPU; default: PyTorch's own choice")
+    parser.add_argument(
+        "--seconds", type=float, metavar="X", help="time for each number (default: 1; on a GPU 0.05; less with --quick)"
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="folder of the files (default: %(default)s)")
 
@@ -248,8 +246,9 @@ def build_parser() -> argparse.ArgumentParser:
             "bench",
             run_bench,
             "measure against PyTorch's attention on this machine: table, CSV, PNG",
-            "Both are called in turn in one process; numbers are medians. Speeds count 4*B*H*S*S*d operations\n"
-            "forward, half when causal, and 2.5 times as many backward. The ratio is PyTorch's time over ours.",
+            "All are called in turn in one process; numbers are medians. Speeds count 4*B*H*S*S*d operations\n"
+            "forward, half when causal, and 2.5 times as many backward. A ratio is PyTorch's time over ours. On a\n"
+            "GPU PyTorch is measured with each of its backends, and times are those of device events.",
         )
     )
     return parser

@@ -37,8 +37,8 @@ def flash_attention(
     of a kind (dtype, head dims, causal, size class) generates, compiles, times and stores its kernel.
 
     Args:
-        query: (..., heads, seqlen_q, head_dim), float32, float16 or bfloat16, on a cpu device. Any strides,
-            at least 2 dimensions; head_dim is 1 to 256, seqlen_q 0 or more.
+        query: (..., heads, seqlen_q, head_dim), float32, float16 or bfloat16, on a cpu or cuda device (sm_80
+            or newer). Any strides, at least 2 dimensions; head_dim is 1 to 256, seqlen_q 0 or more.
         key: (..., heads, seqlen_k, head_dim), dtype and device of query.
         value: (..., heads, seqlen_k, head_dim_v), dtype and device of query; head_dim_v is 1 to 256. Dimensions
             before the last two broadcast among the three tensors.
@@ -52,15 +52,17 @@ def flash_attention(
     Returns:
         (..., heads, seqlen_q, head_dim_v), dtype and device of query, dimensions in the order in which query
         has them in memory (contiguous where query overlaps itself). Without keys it is zeros. Equal inputs give
-        equal bits, whatever the number of threads. Scores and sums are kept in float32. Differentiable once:
-        double backward and forward-mode AD raise NotImplementedError.
+        equal bits, whatever the number of threads; gradients of 16-bit tensors on a GPU only under
+        torch.use_deterministic_algorithms(True), which costs up to 1.4 times the time. Scores and sums are kept in
+        float32. Differentiable once: double backward and forward-mode AD raise NotImplementedError.
 
     Raises:
         TypeError: an argument is no tensor, or has a dtype that it must not have.
         ValueError: an argument has a value or a shape that it must not have.
         NotImplementedError: attn_mask, dropout_p or a device that is not supported yet.
         torch.OutOfMemoryError: no memory for the output, a gradient or a workspace.
-        RuntimeError: no C compiler, or the kernel did not compile; the message has the details.
+        RuntimeError: no compiler (C, or NVRTC for a GPU), or the kernel did not compile; the message has the details.
+            Also a first call of its kind while a CUDA graph is captured: make one call before.
     """
     if attn_mask is not None or (type(dropout_p) is not float and type(dropout_p) is not int) or dropout_p != 0:
         checks.check_unsupported(attn_mask, dropout_p)

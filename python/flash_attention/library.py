@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -25,4 +27,6 @@ def load() -> ctypes.CDLL:
     if error is not None:
         reason = error.decode() or "it found no libtorch_cpu.so in this process"
         raise ImportError(f"{LIBRARY.name} did not register its operators with PyTorch {torch.__version__}: {reason}")
+    # NVRTC is looked for below these, when a CUDA kernel must be compiled.
+    library.fa_set_package_path(os.pathsep.join(sys.path).encode())
     return library

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 
 #include "runtime/cpu.h"
+#include "runtime/runtime.h"
 #include "tests/c/check.h"
 
 /* A temporary directory of this test program, removed by help_end. */

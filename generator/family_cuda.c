@@ -1,0 +1,336 @@
+/*
+ * The portable CUDA family: mma.sync, ldmatrix and cp.async, for GPUs from sm_80 on. The space of its configs, and the
+ * arithmetic that templates/cuda relies on.
+ *
+ * A config is
+ *   block_m      queries of a block of threads
+ *   block_n      keys that are worked on at a time (forward), or keys of a block of threads (backward)
+ *   num_warps    each has block_m / num_warps rows of queries (forward), or 16 keys together with others (backward)
+ *   num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
+ */
+#include "generator/family.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static int round_up(int a, int b) { return ceil_div(a, b) * b; }
+static int64_t ceil_div64(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static int architecture_of(const char *target) { return (int)strtol(target + strlen("cuda:sm_"), NULL, 10); }
+
+/* Bytes of shared memory that a block of threads may ask for (CUDA C++ Programming Guide, compute capabilities). */
+static int shared_limit(const char *target) {
+  switch (architecture_of(target)) {
+  case 80:
+  case 87:
+    return 163 * 1024;
+  case 90:
+  case 100:
+  case 103:
+  case 110:
+    return 227 * 1024;
+  default:
+    return 99 * 1024;
+  }
+}
+
+typedef struct cuda_config {
+  int block_m, block_n, num_warps, num_stages;
+} cuda_config;
+
+static cuda_config read_config(const fa_config *config) {
+  return (cuda_config){
+      .block_m = fa_config_get(config, "block_m", 0),
+      .block_n = fa_config_get(config, "block_n", 0),
+      .num_warps = fa_config_get(config, "num_warps", 0),
+      .num_stages = fa_config_get(config, "num_stages", 0),
+  };
+}
+
+static void write_config(cuda_config from, fa_config *config) {
+  *config = (fa_config){.count = 4,
+                        .item = {{"block_m", from.block_m},
+                                 {"block_n", from.block_n},
+                                 {"num_warps", from.num_warps},
+                                 {"num_stages", from.num_stages}}};
+}
+
+/* What a problem's tiles look like: head dims rounded up to what mma takes; rows an odd number of 16-byte chunks. */
+typedef struct tiles {
+  int dim_qk, dim_v, pitch_qk, pitch_v, parts;
+} tiles;
+
+static tiles tiles_of(const fa_problem *problem) {
+  tiles t = {.dim_qk = round_up(problem->head_dim, 16), .dim_v = round_up(problem->head_dim_v, 16)};
+  t.pitch_qk = t.dim_qk + 8;
+  t.pitch_v = t.dim_v + 8;
+  t.parts = problem->dtype == FA_FP32 ? 2 : 1;
+  return t;
+}
+
+static int forward_shared(const fa_problem *problem, cuda_config c) {
+  tiles t = tiles_of(problem);
+  int elements = c.block_m * t.pitch_qk + c.num_stages * c.block_n * (t.pitch_qk + t.pitch_v);
+  return elements * t.parts * 2 + (problem->dtype == FA_FP32 ? c.block_m * 4 : 0);
+}
+
+/* Registers of a thread that hold sums: of the output, and of the scores. fp32 keeps the scores' two parts, and needs
+ * some 20 registers more for parts of other operands. */
+static int forward_accumulators(const fa_problem *problem, cuda_config c) {
+  tiles t = tiles_of(problem);
+  return c.block_m / (16 * c.num_warps) * (t.dim_v + t.parts * c.block_n) / 2 + 20 * (t.parts - 1);
+}
+
+/* Warps that share 16 keys in backward. */
+static int count_d_splits(cuda_config c) { return c.num_warps * 16 / c.block_n; }
+
+static int backward_shared(const fa_problem *problem, cuda_config c) {
+  tiles t = tiles_of(problem);
+  int groups = c.block_n / 16, score_tiles = count_d_splits(c) > 1 ? 2 : 1;
+  int elements =
+      (c.block_n + c.num_stages * c.block_m) * (t.pitch_qk + t.pitch_v) + score_tiles * c.block_n * (c.block_m + 8);
+  int factors = problem->dtype == FA_FP32 ? 2 * c.num_stages + groups + c.num_warps : 0;
+  return c.num_stages * c.block_m * 16 + elements * t.parts * 2 + round_up(factors * 4, 16);
+}
+
+/* Of dK and dV, of weights and of d_scores; the last two also as left operands. */
+static int backward_accumulators(const fa_problem *problem, cuda_config c) {
+  tiles t = tiles_of(problem);
+  int splits = count_d_splits(c), units = ceil_div(t.dim_qk / 16, splits) + ceil_div(t.dim_v / 16, splits);
+  return 8 * units + c.block_m / splits;
+}
+
+static int shared_bytes(const fa_problem *problem, cuda_config c) {
+  return problem->op == FA_FORWARD ? forward_shared(problem, c) : backward_shared(problem, c);
+}
+
+static bool owns_target(const char *target) { return strncmp(target, "cuda:sm_", 8) == 0; }
+
+static const char *template_name(const fa_problem *problem) {
+  return problem->op == FA_FORWARD ? "cuda/forward.cu" : "cuda/backward.cu";
+}
+
+static int check_problem(const fa_problem *problem, char *message, size_t message_size) {
+  char *end;
+  long architecture = strtol(problem->target + strlen("cuda:sm_"), &end, 10);
+  if (architecture >= 80 && architecture < 1000 && (!*end || strcmp(end, "a") == 0 || strcmp(end, "f") == 0))
+    return 0;
+  snprintf(message, message_size, "target is '%s'; it must be cuda:sm_80 or a newer one", problem->target);
+  return -1;
+}
+
+static int check_range(const char *name, int value, int least, int most, int multiple, char *message,
+                       size_t message_size) {
+  if (value >= least && value <= most && value % multiple == 0)
+    return 0;
+  snprintf(message, message_size, "%s is %d; it must be a multiple of %d from %d to %d", name, value, multiple, least,
+           most);
+  return -1;
+}
+
+static int check_forward(const fa_problem *problem, cuda_config c, char *message, size_t message_size) {
+  /* fp32 sums at most 64 keys in a tensor core, which truncates. */
+  int most_keys = problem->dtype == FA_FP32 ? 64 : 256;
+  if (check_range("block_m", c.block_m, 16 * c.num_warps, 256, 16 * c.num_warps, message, message_size) != 0 ||
+      check_range("block_n", c.block_n, 16, most_keys, 16, message, message_size) != 0)
+    return -1;
+  if (problem->dtype == FA_FP32 && c.block_n == 48) { /* its sums are of 16, 32 or 64 keys */
+    snprintf(message, message_size, "block_n is 48; for fp32 it must be 16, 32 or 64");
+    return -1;
+  }
+  if (forward_accumulators(problem, c) <= 200)
+    return 0;
+  snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; 200 fit",
+           c.block_m, c.block_n, c.num_warps, forward_accumulators(problem, c));
+  return -1;
+}
+
+static int check_backward(const fa_problem *problem, cuda_config c, char *message, size_t message_size) {
+  if (check_range("block_n", c.block_n, 16, 16 * c.num_warps, 16, message, message_size) != 0)
+    return -1;
+  if (c.num_warps * 16 % c.block_n || count_d_splits(c) > 4) {
+    snprintf(message, message_size, "block_n is %d; num_warps * 16 = %d must be 1 to 4 times as many", c.block_n,
+             c.num_warps * 16);
+    return -1;
+  }
+  if (check_range("block_m", c.block_m, 16, 128, count_d_splits(c) > 2 ? 32 : 16, message, message_size) != 0)
+    return -1;
+  int row_tiles = c.block_m / 16, rows = row_tiles % 2 == 0 && c.num_warps > 1 ? 2 : 1, row_warps = row_tiles / rows;
+  row_warps = row_warps < c.num_warps ? row_warps : c.num_warps;
+  if (c.num_warps % row_warps || row_tiles % (rows * row_warps)) {
+    snprintf(message, message_size, "block_m is %d; its 16-row tiles must spread evenly over %d warps", c.block_m,
+             c.num_warps);
+    return -1;
+  }
+  const int most = problem->dtype == FA_FP32 ? 176 : 208; /* fp32 has two parts of each operand beside them */
+  if (backward_accumulators(problem, c) <= most)
+    return 0;
+  snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
+           c.block_m, c.block_n, c.num_warps, backward_accumulators(problem, c), most);
+  return -1;
+}
+
+static int check_config(const fa_problem *problem, const fa_config *config, char *message, size_t message_size) {
+  cuda_config c = read_config(config);
+  if (c.num_warps != 1 && c.num_warps != 2 && c.num_warps != 4 && c.num_warps != 8) {
+    snprintf(message, message_size, "num_warps is %d; it must be 1, 2, 4 or 8", c.num_warps);
+    return -1;
+  }
+  if (check_range("num_stages", c.num_stages, 1, 4, 1, message, message_size) != 0 ||
+      (problem->op == FA_FORWARD ? check_forward : check_backward)(problem, c, message, message_size) != 0)
+    return -1;
+  int bytes = shared_bytes(problem, c), limit = shared_limit(problem->target);
+  if (bytes <= limit)
+    return 0;
+  snprintf(message, message_size, "block_m %d, block_n %d and num_stages %d need %d bytes of shared memory; %s has %d",
+           c.block_m, c.block_n, c.num_stages, bytes, problem->target, limit);
+  return -1;
+}
+
+/* What to try, best guess first; those that do not fit are left out. A block_m of 0 ends a list. */
+static const cuda_config forward_16[] = {{128, 128, 4, 1},
+                                         {128, 64, 4, 1},
+                                         {128, 64, 8, 1},
+                                         {64, 64, 4, 1},
+                                         {64, 128, 4, 1},
+                                         {128, 64, 4, 2},
+                                         {128, 32, 4, 1},
+                                         {128, 128, 8, 1},
+                                         {128, 64, 8, 2},
+                                         {128, 32, 8, 1},
+                                         {64, 64, 4, 2},
+                                         {64, 32, 4, 1},
+                                         {64, 32, 4, 2},
+                                         {32, 64, 2, 1},
+                                         {16, 64, 1, 2},
+                                         {64, 16, 4, 1},
+                                         {0}};
+static const cuda_config forward_32[] = {{128, 64, 8, 1}, {64, 64, 4, 1}, {64, 64, 4, 2},  {128, 32, 8, 1},
+                                         {64, 32, 4, 1},  {64, 32, 4, 2}, {128, 64, 8, 2}, {32, 32, 2, 1},
+                                         {64, 16, 4, 1},  {32, 16, 2, 1}, {16, 16, 1, 1},  {0}};
+
+static const cuda_config backward_16[] = {
+    {64, 128, 8, 2}, {64, 128, 8, 1}, {64, 64, 8, 1}, {64, 64, 4, 2}, {32, 128, 8, 2},
+    {32, 64, 4, 2},  {64, 64, 8, 2},  {32, 64, 8, 2}, {32, 64, 8, 1}, {64, 64, 4, 1},
+    {32, 32, 4, 2},  {32, 32, 4, 1},  {16, 32, 4, 1}, {16, 16, 2, 1}, {0}};
+static const cuda_config backward_32[] = {{32, 64, 4, 2},
+                                          {32, 128, 8, 1},
+                                          {32, 64, 8, 1},
+                                          {32, 64, 4, 1},
+                                          {64, 128, 8, 1},
+                                          {64, 64, 4, 1},
+                                          {32, 32, 4, 1},
+                                          {16, 64, 4, 2},
+                                          {16, 64, 8, 1},
+                                          {16, 32, 4, 1},
+                                          {16, 32, 2, 1},
+                                          {16, 16, 2, 1},
+                                          {0}};
+
+static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
+  (void)shape;
+  bool backward = problem->op == FA_BACKWARD, split = problem->dtype == FA_FP32;
+  const cuda_config *list = backward ? split ? backward_32 : backward_16 : split ? forward_32 : forward_16;
+  int count = 0;
+  char ignored[256];
+  for (int i = 0; list[i].block_m; i++) {
+    write_config(list[i], &configs[count]);
+    count += check_config(problem, &configs[count], ignored, sizeof ignored) == 0;
+  }
+  return count;
+}
+
+enum { SPLIT_THREADS = 256, BEGIN_THREADS = 256, END_THREADS = 256 };
+
+static void set_phase(fa_kernel *kernel, const char *entry, int block_size, int shared_bytes) {
+  fa_phase *phase = &kernel->phase[kernel->num_phases++];
+  snprintf(phase->entry, sizeof phase->entry, "%s", entry);
+  phase->block_size = block_size;
+  phase->shared_bytes = (size_t)shared_bytes;
+}
+
+static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel) {
+  cuda_config c = read_config(config);
+  bool split = problem->dtype == FA_FP32, backward = problem->op == FA_BACKWARD;
+  snprintf(kernel->compile_options, sizeof kernel->compile_options, "--std=c++17");
+  if (backward)
+    set_phase(kernel, "begin_queries", BEGIN_THREADS, 0);
+  if (split)
+    set_phase(kernel, "split_keys", SPLIT_THREADS, 0);
+  set_phase(kernel, backward ? "backward" : "forward", c.num_warps * 32, shared_bytes(problem, c));
+  if (backward)
+    set_phase(kernel, "end_queries", END_THREADS, 0);
+}
+
+/* Are the parts of dQ added in a fixed order? In fp32 that costs next to nothing. */
+static bool is_ordered(const fa_problem *problem) { return problem->dtype == FA_FP32 || problem->deterministic; }
+
+static unsigned variants(const fa_problem *problem) {
+  return problem->op == FA_BACKWARD && problem->dtype != FA_FP32 ? FA_VARIANT_DETERMINISTIC : 0;
+}
+
+/* Bytes that rows of `dim` 16-bit elements can be copied in. */
+static int load_bytes(int dim) { return dim % 8 == 0 ? 16 : dim % 4 == 0 ? 8 : dim % 2 == 0 ? 4 : 2; }
+
+static int constants(const fa_problem *problem, const fa_config *config, fa_constants *constants) {
+  cuda_config c = read_config(config);
+  tiles t = tiles_of(problem);
+  return fa_constants_offer_text(constants, "dtype_16", problem->dtype == FA_BF16 ? "bf16" : "fp16") |
+         fa_constants_offer_int(constants, "dim_qk", t.dim_qk) | fa_constants_offer_int(constants, "dim_v", t.dim_v) |
+         fa_constants_offer_int(constants, "pitch_qk", t.pitch_qk) |
+         fa_constants_offer_int(constants, "pitch_v", t.pitch_v) |
+         fa_constants_offer_int(constants, "load_bytes_qk", load_bytes(problem->head_dim)) |
+         fa_constants_offer_int(constants, "load_bytes_v", load_bytes(problem->head_dim_v)) |
+         fa_constants_offer_int(constants, "split_threads", SPLIT_THREADS) |
+         fa_constants_offer_int(constants, "sum_keys", architecture_of(problem->target) == 90 ? 64 : 32) |
+         fa_constants_offer_int(constants, "begin_threads", BEGIN_THREADS) |
+         fa_constants_offer_int(constants, "end_threads", END_THREADS) |
+         fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
+         fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
+         fa_constants_offer_int(constants, "vector_reduce", architecture_of(problem->target) >= 90) |
+         fa_constants_offer_int(constants, "min_blocks", c.num_warps <= 4 ? 2 : 1) |
+         fa_constants_offer_int(constants, "shared_bytes", shared_bytes(problem, c));
+}
+
+static size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+/* As templates/cuda/split_keys.h and workspace.h lay it out. */
+static void plan(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan) {
+  cuda_config c = read_config(config);
+  tiles t = tiles_of(problem);
+  bool split = problem->dtype == FA_FP32, backward = problem->op == FA_BACKWARD;
+  int64_t query_tiles = shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, c.block_m);
+  int64_t key_tiles = shape->batch * shape->heads_kv * ceil_div64(shape->seqlen_k, c.block_n);
+  size_t bytes = 0;
+  plan->num_splits = 1;
+  if (backward)
+    plan->grid[plan->num_phases++] = query_tiles;
+  if (split) {
+    plan->grid[plan->num_phases++] = key_tiles;
+    bytes = round_up_256((size_t)key_tiles * (size_t)(2 * c.block_n * (t.dim_qk + t.dim_v) * 2 + 8));
+  }
+  plan->grid[plan->num_phases++] = backward ? key_tiles : query_tiles;
+  if (backward) {
+    plan->grid[plan->num_phases++] = query_tiles;
+    size_t rows = (size_t)query_tiles * (size_t)c.block_m;
+    bytes += rows * (16 + 4 * (size_t)t.dim_qk) + round_up_256((size_t)query_tiles * (size_t)c.num_warps * 4);
+    if (split)
+      bytes += rows * (size_t)(2 * (t.dim_qk + t.dim_v) * 2) + (size_t)query_tiles * 8;
+  }
+  plan->workspace_bytes = bytes;
+}
+
+const fa_family fa_family_cuda = {
+    .name = "cuda",
+    .owns_target = owns_target,
+    .template_name = template_name,
+    .check_problem = check_problem,
+    .variants = variants,
+    .candidates = candidates,
+    .check_config = check_config,
+    .describe = describe,
+    .constants = constants,
+    .plan = plan,
+};

@@ -1,0 +1,85 @@
+/*
+ * CUDA as a target: see target.h for what each of these must do.
+ */
+#include "runtime/cuda.h"
+#include "runtime/runtime.h"
+
+/* Powers of four: between neighbours the best tile sizes differ by less than tuning each would cost. The least is one
+ * tile of a tensor core: decoding, where the keys are all there is to do. */
+static int64_t round_length(int64_t length) {
+  int64_t rounded = 16;
+  while (rounded < length && rounded < 16384)
+    rounded *= 4;
+  return rounded;
+}
+
+/* Heads in terms of what keeps the device busy: few of them, about one for each SM, more. */
+static void bucket(const fa_device *device, const fa_shape *shape, fa_shape *rounded) {
+  const int64_t processors = device->processors, heads = shape->batch * shape->heads_q;
+  rounded->batch = 1;
+  rounded->heads_q = rounded->heads_kv = heads <= processors / 8 ? (processors + 7) / 8
+                                         : heads <= processors   ? processors
+                                                                 : 4 * processors;
+  rounded->seqlen_q = round_length(shape->seqlen_q);
+  rounded->seqlen_k = round_length(shape->seqlen_k);
+}
+
+/* A millisecond or less of a kernel that is good for its device: 4e9 operations of an SM's tensor cores at 16 bits.
+ * fp32 without them is 16 times as slow. */
+static void limit_trial(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits) {
+  limits->flops = (problem->dtype == FA_FP32 ? 0.5e9 : 4e9) * device->processors;
+  /* 64 MB: more than the caches. Forward takes four such tensors, backward eight. */
+  limits->elements = (int64_t)(64 << 20) / (int64_t)fa_dtype_size(problem->dtype);
+  limits->heads = device->processors;
+  limits->rows = (int64_t)256 * device->processors;
+  limits->candidates = 6;
+  limits->seconds = 0.02;
+}
+
+static fa_status begin_preparing(const fa_device *device, fa_preparing *state, char *message) {
+  fa_cuda_entered entered;
+  fa_status status = fa_cuda_enter(device->index, &entered, message);
+  if (status != FA_OK)
+    return status;
+  /* While another thread captures a stream, much of what follows would be refused: none of it touches that stream. */
+  state->entered = entered.pushed;
+  state->capture_mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+  entered.cuda->cuThreadExchangeStreamCaptureMode(&state->capture_mode);
+  return FA_OK;
+}
+
+static void end_preparing(const fa_device *device, fa_preparing *state) {
+  (void)device;
+  fa_cuda_entered entered = {.pushed = state->entered};
+  char ignored[FA_MESSAGE_SIZE];
+  if (fa_cuda_get_driver(&entered.cuda, ignored) != FA_OK)
+    return;
+  entered.cuda->cuThreadExchangeStreamCaptureMode(&state->capture_mode);
+  fa_cuda_leave(&entered);
+}
+
+static void info(char *text, size_t size) {
+  fa_cuda_info(text, size);
+  fa_cuda_compiler_info(text, size);
+}
+
+const fa_target fa_target_cuda = {
+    .name = "cuda",
+    .type = FA_DEVICE_CUDA,
+    .describe = fa_cuda_describe,
+    .bucket = bucket,
+    .compiler_identity = fa_cuda_compiler_identity,
+    .compile = fa_cuda_compile,
+    .lower_target = fa_cuda_lower_target,
+    .load = fa_cuda_load,
+    .unload = fa_cuda_unload,
+    .launch = fa_cuda_launch,
+    .limit_trial = limit_trial,
+    .time = fa_cuda_time,
+    .zero = fa_cuda_zero,
+    .copy = fa_cuda_copy,
+    .is_capturing = fa_cuda_is_capturing,
+    .begin_preparing = begin_preparing,
+    .end_preparing = end_preparing,
+    .info = info,
+};

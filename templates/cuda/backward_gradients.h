@@ -1,0 +1,247 @@
+/* What a step adds to the three gradients. */
+//% let split = dtype == "fp32"
+
+//% if split
+/* weights in units of 2^-14, so that fp16 holds their parts (split.h); d_scores in a unit of each group of keys. */
+#define WEIGHT_UNIT 0x1p-14f
+
+//% end
+/* d_scores of a warp (and weights where the warps of a group exchange them) to shared memory.
+//% if split
+ * Both are scaled by powers of two, d_scores by what the largest of the group asks for.
+//% end
+ */
+static __device__ __forceinline__ void share_scores(struct scores &s, const struct tiles &tiles)
+{
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / D_SPLITS;
+//% if split
+  u32 largest = 0;
+#pragma unroll
+  for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      u32 magnitude = finite_magnitude(s.d_scores[n][e]);
+      largest = magnitude > largest ? magnitude : largest;
+    }
+  largest = __reduce_max_sync(0xffffffffu, largest);
+//%   if d_splits > 1
+  if (lane == 0)
+    tiles.largest[warp] = largest;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < D_SPLITS; i++) {
+    u32 other = tiles.largest[group * D_SPLITS + i];
+    largest = other > largest ? other : largest;
+  }
+//%   end
+  int exponent = scale_exponent(largest);
+  float scale = power_of_two(exponent);
+  if (lane == 0 && warp % D_SPLITS == 0)
+    tiles.d_score_factors[group] = power_of_two(-exponent);
+//% end
+  /* Lane (g, t) holds keys g and g + 8, queries 2t and 2t + 1 of each tile. */
+  int at = (group * 16 + lane / 4) * PITCH_M + warp % D_SPLITS * M_PART + lane % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+//% if split
+      s.weights[n][2 * h] *= 1 / WEIGHT_UNIT;
+      s.weights[n][2 * h + 1] *= 1 / WEIGHT_UNIT;
+      s.d_scores[n][2 * h] *= scale;
+      s.d_scores[n][2 * h + 1] *= scale;
+      u32 high, low;
+      split_pair(s.d_scores[n][2 * h], s.d_scores[n][2 * h + 1], high, low);
+      *(u32 *)(tiles.d_scores + at + 8 * h * PITCH_M + n * 8) = high;
+      *(u32 *)(tiles.d_scores + at + (BLOCK_N + 8 * h) * PITCH_M + n * 8) = low;
+//%   if d_splits > 1
+      split_pair(s.weights[n][2 * h], s.weights[n][2 * h + 1], high, low);
+      *(u32 *)(tiles.weights + at + 8 * h * PITCH_M + n * 8) = high;
+      *(u32 *)(tiles.weights + at + (BLOCK_N + 8 * h) * PITCH_M + n * 8) = low;
+//%   end
+//% else
+      *(u32 *)(tiles.d_scores + at + 8 * h * PITCH_M + n * 8) = pack(s.d_scores[n][2 * h], s.d_scores[n][2 * h + 1]);
+//%   if d_splits > 1
+      *(u32 *)(tiles.weights + at + 8 * h * PITCH_M + n * 8) = pack(s.weights[n][2 * h], s.weights[n][2 * h + 1]);
+//%   end
+//% end
+    }
+}
+
+/* gradient += left^T (16 keys x BLOCK_M queries) times rows (BLOCK_M x DIM), times factor. */
+template <int UNITS, int DIM, int PITCH>
+static __device__ __forceinline__ void add_gradient(float (&gradient)[2 * UNITS][4], const float (&left)[M_PART / 8][4],
+                                                    const half_bits *left_tile, const half_bits *rows, float factor)
+{
+  int lane = threadIdx.x % 32, group = threadIdx.x / 32 / D_SPLITS, first_unit = threadIdx.x / 32 % D_SPLITS * UNITS;
+  struct fragment a[BLOCK_M / 16];
+#pragma unroll
+  for (int k = 0; k < BLOCK_M / 16; k++) {
+//% if d_splits > 1
+    load_fragment(a[k], shared_address(left_tile + group * 16 * PITCH_M + lane_a(lane, PITCH_M) + k * 16),
+                  BLOCK_N * PITCH_M);
+//% else
+    set_fragment(a[k], left[2 * k], left[2 * k + 1]);
+//% end
+  }
+  u32 b_at = shared_address(rows + lane_a(lane, PITCH) + first_unit * 16);
+#pragma unroll
+  for (int unit = 0; unit < UNITS; unit++) {
+    if (UNITS * D_SPLITS * 16 != DIM && first_unit + unit >= DIM / 16)
+      break;
+//% if split
+    __syncwarp(); /* keeps the loads of later columns where they are: there are no registers for them */
+    float sum[2][4] = {};
+//% end
+#pragma unroll
+    for (int k = 0; k < BLOCK_M / 16; k++) {
+      struct fragment b;
+      load_fragment_trans(b, b_at + (k * 16 * PITCH + unit * 16) * 2, BLOCK_M * PITCH);
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+//% if split
+        multiply(sum[half], a[k], b, half);
+//% else
+        multiply(gradient[2 * unit + half], a[k], b, half);
+//% end
+    }
+//% if split
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        gradient[2 * unit + half][e] += sum[half][e] * factor;
+//% end
+  }
+  (void)group, (void)left, (void)left_tile, (void)factor;
+}
+
+static __device__ __forceinline__ void add_grad_value(float (&gradient)[2 * UNITS_V][4], const struct scores &s,
+                                                      const struct tiles &tiles, int stage)
+{
+  add_gradient<UNITS_V, DIM_V, PITCH_V>(gradient, s.weights,
+//% if d_splits > 1
+                                        tiles.weights,
+//% else
+                                        0,
+//% end
+                                        tiles.grad_outputs + stage * GRAD_TILE,
+//% if split
+                                        tiles.grad_factors[stage] * WEIGHT_UNIT);
+//% else
+                                        1.0f);
+//% end
+}
+
+static __device__ __forceinline__ void add_grad_key(float (&gradient)[2 * UNITS_QK][4], const struct scores &s,
+                                                    const struct tiles &tiles, int stage)
+{
+  add_gradient<UNITS_QK, DIM_QK, PITCH_QK>(gradient, s.d_scores, tiles.d_scores, tiles.queries + stage * QUERY_TILE,
+//% if split
+                                           tiles.query_factors[stage] *
+                                               tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
+//% else
+                                           1.0f);
+//% end
+}
+
+//% if ordered
+/* How many parts of dQ must have been added to a block of queries before that of this block of keys. */
+static __device__ __forceinline__ int turn_of(const struct work &w, int query_block)
+{
+//%   if causal
+  int last_query = min(query_block * BLOCK_M + BLOCK_M, w.seqlen_q) - 1;
+  return min(last_query / BLOCK_N, (w.seqlen_k - 1) / BLOCK_N) - w.key_block;
+//%   else
+  return w.key_block;
+//%   end
+}
+
+//% end
+/* dQ of a step, summed in the workspace. */
+static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles, const struct work &w,
+                                                      const struct cursor &c)
+{
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int first_row_tile = warp % DQ_ROW_WARPS * DQ_ROWS, first_unit = warp / DQ_ROW_WARPS * DQ_UNITS;
+  float *sums = c.at.grad_query + (long long)c.block * (BLOCK_M * DIM_QK);
+//% if ordered
+  int *turns = c.at.turns + c.block * WARPS + warp, turn = turn_of(w, c.block);
+  bool my_turn = turn == 0;
+//% end
+  for (int row = first_row_tile; row < BLOCK_M / 16; row += DQ_ROW_WARPS * DQ_ROWS) {
+    u32 a_at = shared_address(tiles.d_scores + row * 16 + lane_b(lane, PITCH_M));
+    u32 b_at = shared_address(tiles.keys + lane_a(lane, PITCH_QK) + first_unit * 16);
+    float gradient[DQ_ROWS][2 * DQ_UNITS][4] = {};
+#pragma unroll
+    for (int k = 0; k < BLOCK_N / 16; k++) {
+      struct fragment a[DQ_ROWS], b;
+#pragma unroll
+      for (int m = 0; m < DQ_ROWS; m++)
+        load_fragment_trans(a[m], a_at + (k * 16 * PITCH_M + m * 16) * 2, BLOCK_N * PITCH_M);
+//% if split
+      float factor = tiles.d_score_factors[k] * w.key_factor;
+//% end
+#pragma unroll
+      for (int unit = 0; unit < DQ_UNITS; unit++) {
+        if (DQ_UNITS * DQ_COLUMN_WARPS * 16 != DIM_QK && first_unit + unit >= DIM_QK / 16)
+          break;
+//% if split
+        __syncwarp(); /* as above */
+//% end
+        load_fragment_trans(b, b_at + (k * 16 * PITCH_QK + unit * 16) * 2, BLOCK_N * PITCH_QK);
+#pragma unroll
+        for (int m = 0; m < DQ_ROWS; m++)
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+//% if split
+            float sum[4] = {};
+            multiply(sum, a[m], b, half);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+              gradient[m][2 * unit + half][e] += sum[e] * factor;
+//% else
+            multiply(gradient[m][2 * unit + half], a[m], b, half);
+//% end
+          }
+      }
+    }
+//% if ordered
+    /* Every block of keys gives this part of dQ to the warp of the same number: warps wait for their own kind. */
+    if (!my_turn) {
+      if (lane == 0)
+        while (load_acquire(turns) != turn) {
+        }
+      __syncwarp();
+      my_turn = true;
+    }
+//% end
+#pragma unroll
+    for (int m = 0; m < DQ_ROWS; m++)
+#pragma unroll
+      for (int n = 0; n < 2 * DQ_UNITS; n++) {
+        if (DQ_UNITS * DQ_COLUMN_WARPS * 16 != DIM_QK && first_unit * 2 + n >= DIM_QK / 8)
+          break;
+        float *sum = sums + dq_offset(row + m, first_unit * 2 + n, lane);
+        const float(&x)[4] = gradient[m][n];
+//% if ordered
+        if (turn == 0) {
+          *(float4 *)sum = make_float4(x[0], x[1], x[2], x[3]);
+          continue;
+        }
+//% end
+//% if vector_reduce
+        reduce_add_4(sum, x[0], x[1], x[2], x[3]);
+//% else
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          reduce_add(sum + e, x[e]);
+//% end
+      }
+  }
+//% if ordered
+  __syncwarp();
+  if (lane == 0)
+    store_release(turns, turn + 1);
+//% end
+}

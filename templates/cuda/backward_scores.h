@@ -1,0 +1,254 @@
+/* The tiles of backward in shared memory, what a block works on, and weights and d_scores of one step. */
+struct tiles {
+  half_bits *keys, *values;          /* of the block, all along */
+  half_bits *queries, *grad_outputs; /* STAGES each */
+  half_bits *d_scores;               /* (key, query) */
+//% if d_splits > 1
+  half_bits *weights; /* (key, query) */
+//% end
+  struct row_stats *stats; /* STAGES times BLOCK_M */
+//% if dtype == "fp32"
+  float *query_factors, *grad_factors; /* STAGES each */
+  float *d_score_factors;              /* 2^-k of the d_scores of each group of keys */
+  u32 *largest;                        /* magnitude of the d_scores of each warp */
+//% end
+};
+
+static __device__ __forceinline__ struct tiles lay_out(unsigned char *shared)
+{
+  struct tiles t;
+  t.stats = (struct row_stats *)shared;
+  t.keys = (half_bits *)(t.stats + STAGES * BLOCK_M);
+  t.values = t.keys + KEY_TILE;
+  t.queries = t.values + VALUE_TILE;
+  t.grad_outputs = t.queries + STAGES * QUERY_TILE;
+  t.d_scores = t.grad_outputs + STAGES * GRAD_TILE;
+//% if d_splits > 1
+  t.weights = t.d_scores + SCORE_TILE;
+//% end
+//% if dtype == "fp32"
+  t.query_factors = (float *)(t.d_scores + ${min(d_splits, 2)} * SCORE_TILE);
+  t.grad_factors = t.query_factors + STAGES;
+  t.d_score_factors = t.grad_factors + STAGES;
+  t.largest = (u32 *)(t.d_score_factors + GROUPS);
+//% end
+  return t;
+}
+
+struct work {
+  int batch, kv_head, group_size, key_block, first_key, seqlen_q, seqlen_k;
+  int first_block, blocks; /* of queries that see one of the keys */
+  int num_steps;           /* group_size times blocks */
+  float factor;            /* from scores to exponents of 2 */
+//% if dtype == "fp32"
+  float key_factor, value_factor; /* 2^-k of the block's K and V */
+//% end
+};
+
+static __device__ __forceinline__ struct work find_work(const struct fa_params &params)
+{
+  int key_blocks = ceil_div((int)params.seqlen_k, BLOCK_N), index = blockIdx.x / key_blocks;
+  struct work w;
+  w.seqlen_q = (int)params.seqlen_q;
+  w.seqlen_k = (int)params.seqlen_k;
+  w.key_block = blockIdx.x % key_blocks;
+//% if causal && ordered
+  /* A block of queries gets its parts of dQ from the last keys that it sees first: whose turn comes first starts first,
+   * and nobody waits for a block of threads that has not begun. */
+  w.key_block = key_blocks - 1 - w.key_block;
+//% end
+  w.batch = index / (int)params.heads_kv;
+  w.kv_head = index % (int)params.heads_kv;
+  w.group_size = (int)(params.heads_q / params.heads_kv);
+  w.first_key = w.key_block * BLOCK_N;
+//% if causal
+  w.first_block = w.first_key / BLOCK_M;
+//% else
+  w.first_block = 0;
+//% end
+  w.blocks = query_blocks(params) - w.first_block;
+//% if causal
+  if (w.first_key >= w.seqlen_q)
+    w.blocks = 0; /* nobody sees these keys */
+//% end
+  w.num_steps = w.group_size * w.blocks;
+  w.factor = softmax_factor(params);
+//% if dtype == "fp32"
+  struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
+  w.key_factor = from.key_factors[w.key_block];
+  w.value_factor = from.value_factors[w.key_block];
+//% end
+  return w;
+}
+
+/* The queries of a step: a head of the group and a block of its queries. */
+struct cursor {
+  int head, block, stage;
+  struct workspace at; /* of the head */
+};
+
+static __device__ __forceinline__ struct cursor begin_steps(const struct fa_params &params, const struct work &w)
+{
+  int head = w.kv_head * w.group_size;
+  return {head, w.first_block, 0, find_workspace(params, w.batch, head)};
+}
+
+static __device__ __forceinline__ void advance(struct cursor &c, const struct fa_params &params, const struct work &w)
+{
+  c.stage = c.stage + 1 < STAGES ? c.stage + 1 : 0;
+  c.block++;
+  if (c.block == w.first_block + w.blocks) {
+    c.block = w.first_block;
+    c.head++;
+    c.at = find_workspace(params, w.batch, c.head);
+  }
+}
+
+static __device__ __forceinline__ void load_key_values(const struct tiles &tiles, const struct fa_params &params,
+                                                       const struct work &w)
+{
+//% if dtype == "fp32"
+  struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
+  load_split<BLOCK_N, DIM_QK, PITCH_QK>(tiles.keys, from.keys, w.key_block);
+  load_split<BLOCK_N, DIM_V, PITCH_V>(tiles.values, from.values, w.key_block);
+//% else
+  load_tile<BLOCK_N, HEAD_DIM, PITCH_QK, ${load_bytes_qk}>(
+      tiles.keys, (const half_bits *)params.key.data + head_offset(params.key, w.batch, w.kv_head, w.first_key),
+      params.key, w.seqlen_k - w.first_key, is_aligned(params.key, ${load_bytes_qk}));
+  load_tile<BLOCK_N, HEAD_DIM_V, PITCH_V, ${load_bytes_v}>(
+      tiles.values, (const half_bits *)params.value.data + head_offset(params.value, w.batch, w.kv_head, w.first_key),
+      params.value, w.seqlen_k - w.first_key, is_aligned(params.value, ${load_bytes_v}));
+//% end
+}
+
+/* Q, dO and the statistics of a step, to its stage of the tiles. */
+static __device__ __forceinline__ void load_queries(const struct tiles &tiles, const struct fa_params &params,
+                                                    const struct work &w, const struct cursor &c)
+{
+  const struct workspace &from = c.at;
+  int stage = c.stage, block = c.block;
+//% if dtype == "fp32"
+  load_split<BLOCK_M, DIM_QK, PITCH_QK>(tiles.queries + stage * QUERY_TILE, from.queries, block);
+  load_split<BLOCK_M, DIM_V, PITCH_V>(tiles.grad_outputs + stage * GRAD_TILE, from.grad_outputs, block);
+  if (threadIdx.x == 0) {
+    copy_async<4>(shared_address(tiles.query_factors + stage), from.query_factors + block, true);
+    copy_async<4>(shared_address(tiles.grad_factors + stage), from.grad_factors + block, true);
+  }
+//% else
+  int first = block * BLOCK_M;
+  load_tile<BLOCK_M, HEAD_DIM, PITCH_QK, ${load_bytes_qk}>(
+      tiles.queries + stage * QUERY_TILE,
+      (const half_bits *)params.query.data + head_offset(params.query, w.batch, c.head, first), params.query,
+      w.seqlen_q - first, is_aligned(params.query, ${load_bytes_qk}));
+  load_tile<BLOCK_M, HEAD_DIM_V, PITCH_V, ${load_bytes_v}>(
+      tiles.grad_outputs + stage * GRAD_TILE,
+      (const half_bits *)params.grad_output.data + head_offset(params.grad_output, w.batch, c.head, first),
+      params.grad_output, w.seqlen_q - first, is_aligned(params.grad_output, ${load_bytes_v}));
+//% end
+  for (int row = threadIdx.x; row < BLOCK_M; row += THREADS)
+    copy_async<16>(shared_address(tiles.stats + stage * BLOCK_M + row), from.stats + block * BLOCK_M + row, true);
+}
+
+/* Of a warp: 16 keys and M_PART queries. */
+struct scores {
+  float weights[M_PART / 8][4], d_scores[M_PART / 8][4];
+};
+
+/* rows (16 x DIM) times columns^T (M_PART x DIM) */
+template <int DIM, int PITCH>
+static __device__ __forceinline__ void multiply_rows(float (&product)[M_PART / 8][4], const half_bits *rows,
+                                                     const half_bits *columns)
+{
+  int lane = threadIdx.x % 32;
+  /* Where there is but one tile of columns, its second half is not there to be loaded. */
+  u32 a_at = shared_address(rows + lane_a(lane, PITCH));
+  u32 b_at = shared_address(columns + lane_b(M_PART == 8 ? lane % 16 : lane, PITCH));
+#pragma unroll
+  for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      product[n][e] = 0;
+#pragma unroll
+  for (int k = 0; k < DIM; k += 16) {
+    struct fragment a, b;
+    load_fragment(a, a_at + k * 2, BLOCK_N * PITCH);
+#pragma unroll
+    for (int n = 0; n < M_PART / 8; n += 2) {
+      load_fragment(b, b_at + (n * 8 * PITCH + k) * 2, BLOCK_M * PITCH);
+#pragma unroll
+      for (int half = 0; half < 2 && n + half < M_PART / 8; half++) {
+//% if dtype == "fp32"
+        float sum[4] = {};
+        multiply(sum, a, b, half);
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          product[n + half][e] += sum[e];
+//% else
+        multiply(product[n + half], a, b, half);
+//% end
+      }
+    }
+  }
+}
+
+/* Hide keys that a query does not see, in one of the tiles of a warp. */
+static __device__ __forceinline__ void mask_scores(struct scores &s, const struct work &w, int first_key, int first_query)
+{
+#pragma unroll
+  for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      int key = first_key + e / 2 * 8;
+      bool hidden = key >= w.seqlen_k;
+//% if causal
+      hidden = hidden || key > first_query + n * 8 + e % 2;
+//% end
+      if (hidden) {
+        s.weights[n][e] = 0;
+        s.d_scores[n][e] = 0;
+      }
+    }
+}
+
+/* Weights and d_scores of a step. */
+static __device__ __forceinline__ void compute_scores(struct scores &s, const struct tiles &tiles,
+                                                      const struct fa_params &params, const struct work &w,
+                                                      const struct cursor &c)
+{
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stage = c.stage;
+  int group = warp / D_SPLITS, first_query = warp % D_SPLITS * M_PART; /* in the block */
+  multiply_rows<DIM_QK, PITCH_QK>(s.weights, tiles.keys + group * 16 * PITCH_QK,
+                                  tiles.queries + stage * QUERY_TILE + first_query * PITCH_QK);
+  multiply_rows<DIM_V, PITCH_V>(s.d_scores, tiles.values + group * 16 * PITCH_V,
+                                tiles.grad_outputs + stage * GRAD_TILE + first_query * PITCH_V);
+  float factor = w.factor, sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
+//% if dtype == "fp32"
+  float unit = tiles.query_factors[stage] * w.key_factor, inverse_unit = inverse_power(unit);
+  float d_unit = tiles.grad_factors[stage] * w.value_factor;
+  factor = fminf(factor * unit, 0x1p127f);
+//% end
+  const struct row_stats *stats = tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      struct row_stats row = stats[n * 8 + e];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float &x = s.weights[n][2 * h + e], &dx = s.d_scores[n][2 * h + e];
+//% if dtype == "fp32"
+        x = exp2_approx((x * sign - row.max * inverse_unit) * factor) * row.inverse_sum;
+        dx = x * (dx * d_unit - row.delta);
+//% else
+        x = exp2_approx((x * sign - row.max) * factor) * row.inverse_sum;
+        dx = x * (dx - row.delta);
+//% end
+      }
+    }
+  bool masked = w.first_key + BLOCK_N > w.seqlen_k;
+//% if causal
+  masked = masked || w.first_key + BLOCK_N > c.block * BLOCK_M + 1;
+//% end
+  if (masked)
+    mask_scores(s, w, w.first_key + group * 16 + lane / 4, c.block * BLOCK_M + first_query + lane % 4 * 2);
+}

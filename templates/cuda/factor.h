@@ -1,0 +1,7 @@
+/* |softmax_scale| * log2(e). Not less than 2^-119, so that the score of a hidden key (LOWEST in softmax.h) is far below
+ * all others also times it; a factor so small makes all weights equal, as 0 does. */
+static __device__ __forceinline__ float softmax_factor(const struct fa_params &params)
+{
+  double factor = fabs(params.softmax_scale) * 1.4426950408889634;
+  return fmaxf((float)(factor < 0x1p127 ? factor : 0x1p127), 0x1p-119f);
+}

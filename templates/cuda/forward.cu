@@ -1,0 +1,171 @@
+/*
+ * Forward on CUDA with mma.sync (FlashAttention-2, arXiv:2307.08691, algorithm 1): a block of threads for BLOCK_M
+ * queries of one head. A warp has its own rows of queries and walks over the keys, BLOCK_N at a time:
+ *
+ *     scores = Q K^T        weights = exp2((scores - row_max) * factor)        O = O * rescale + weights V
+ *
+ * Scores, weights and O stay in registers: the accumulator of the first product is the left operand of the second.
+ * Tiles of K and V come through shared memory by asynchronous copies, while those before them are worked on.
+//% if dtype == "fp32"
+ * Products are three of fp16 (split.h). Tensor cores truncate sums, so that QK^T is summed in pieces of 16 columns and
+ * PV in pieces of ${min(block_n, sum_keys)} keys, and the pieces are added in fp32.
+//% end
+ */
+//% include "common/params.h"
+//% let split = dtype == "fp32"
+enum {
+  HEAD_DIM = ${head_dim},
+  HEAD_DIM_V = ${head_dim_v},
+  DIM_QK = ${dim_qk}, /* head dims, rounded up to what mma takes */
+  DIM_V = ${dim_v},
+  PITCH_QK = ${pitch_qk},
+  PITCH_V = ${pitch_v},
+  BLOCK_M = ${block_m},
+  BLOCK_N = ${block_n},
+  STAGES = ${num_stages}, /* tiles of K, and of V, in shared memory */
+  WARPS = ${num_warps},
+  THREADS = WARPS * 32,
+  M_TILES = BLOCK_M / (WARPS * 16), /* 16 rows each, of a warp */
+  N_TILES = BLOCK_N / 8,
+  PARTS = ${1 + split},
+  QUERY_TILE = PARTS * BLOCK_M * PITCH_QK, /* elements in shared memory */
+  KEY_TILE = PARTS * BLOCK_N * PITCH_QK,
+  VALUE_TILE = PARTS * BLOCK_N * PITCH_V,
+  SHARED_BYTES = ${shared_bytes},
+};
+
+//% include "cuda/ptx.h"
+//% include "cuda/tile.h"
+//% include "cuda/factor.h"
+//% if split
+typedef float element;
+//%   include "cuda/split.h"
+//%   include "cuda/split_tile.h"
+//%   include "cuda/split_keys.h"
+//%   include "cuda/softmax.h"
+//%   include "cuda/split_products.h"
+//% else
+typedef half_bits element;
+//%   include "cuda/softmax.h"
+//%   include "cuda/products.h"
+//% end
+//% include "cuda/forward_end.h"
+
+/* What a block works on. */
+struct work {
+  int batch, head, kv_head, first_query;
+  int seqlen_k, num_blocks; /* of keys that it looks at */
+};
+
+static __device__ __forceinline__ struct work find_work(const struct fa_params &params)
+{
+  int query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
+  int index = blockIdx.x / query_blocks, block = blockIdx.x % query_blocks;
+  struct work w;
+//% if causal
+  block = query_blocks - 1 - block; /* those with the most keys come first */
+//% end
+  w.batch = index / (int)params.heads_q;
+  w.head = index % (int)params.heads_q;
+  w.kv_head = w.head / (int)(params.heads_q / params.heads_kv);
+  w.first_query = block * BLOCK_M;
+  w.seqlen_k = (int)params.seqlen_k;
+//% if causal
+  int end = w.first_query + BLOCK_M;
+  w.num_blocks = ceil_div(end < w.seqlen_k ? end : w.seqlen_k, BLOCK_N);
+//% else
+  w.num_blocks = ceil_div(w.seqlen_k, BLOCK_N);
+//% end
+  return w;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, ${min_blocks})
+forward(const __grid_constant__ struct fa_params params)
+{
+  extern __shared__ __align__(128) unsigned char shared[];
+  half_bits *queries = (half_bits *)shared, *keys = queries + QUERY_TILE, *values = keys + STAGES * KEY_TILE;
+  struct work w = find_work(params);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+//% if head_dim % 16 != 0 || head_dim_v % 16 != 0
+  clear_shared(shared, SHARED_BYTES);
+  __syncthreads();
+//% end
+  /* The ring of tiles: keys of the last block, its values, keys of the block before, ... A tile is loaded into the room
+   * of the one that was used last, once every warp is past it; a group of copies is closed for each, also where none is
+   * left, so that counting groups counts tiles. */
+//% if split
+  struct split_tiles tiles = find_split_tiles(params, w.batch, w.kv_head);
+#define LOAD_KEYS(block) load_split<BLOCK_N, DIM_QK, PITCH_QK>(keys + (block) % STAGES * KEY_TILE, tiles.keys, block)
+#define LOAD_VALUES(block) load_split<BLOCK_N, DIM_V, PITCH_V>(values + (block) % STAGES * VALUE_TILE, tiles.values, block)
+//% else
+  bool key_aligned = is_aligned(params.key, ${load_bytes_qk}), value_aligned = is_aligned(params.value, ${load_bytes_v});
+  const half_bits *key = (const half_bits *)params.key.data + head_offset(params.key, w.batch, w.kv_head, 0);
+  const half_bits *value = (const half_bits *)params.value.data + head_offset(params.value, w.batch, w.kv_head, 0);
+#define LOAD_KEYS(block)                                                                                               \
+  load_tile<BLOCK_N, HEAD_DIM, PITCH_QK, ${load_bytes_qk}>(                                                            \
+      keys + (block) % STAGES * KEY_TILE, key + (long long)(block) * BLOCK_N * params.key.stride_row, params.key,      \
+      w.seqlen_k - (block) * BLOCK_N, key_aligned)
+#define LOAD_VALUES(block)                                                                                             \
+  load_tile<BLOCK_N, HEAD_DIM_V, PITCH_V, ${load_bytes_v}>(                                                            \
+      values + (block) % STAGES * VALUE_TILE, value + (long long)(block) * BLOCK_N * params.value.stride_row,          \
+      params.value, w.seqlen_k - (block) * BLOCK_N, value_aligned)
+//% end
+  load_queries(queries, params, w.batch, w.head, w.first_query);
+  int block = w.num_blocks - 1;
+  LOAD_KEYS(block);
+  copy_commit();
+#pragma unroll
+  for (int ahead = 0; ahead < STAGES - 1; ahead++) {
+    if (block - ahead >= 0)
+      LOAD_VALUES(block - ahead);
+    copy_commit();
+    if (block - ahead - 1 >= 0)
+      LOAD_KEYS(block - ahead - 1);
+    copy_commit();
+  }
+
+  struct rows rows;
+//% if split
+  __syncwarp();
+  begin_rows(rows, params, w.first_query + warp * 16 * M_TILES + lane / 4,
+             query_factors(queries) + warp * 16 * M_TILES + lane / 4);
+//% else
+  begin_rows(rows, params, w.first_query + warp * 16 * M_TILES + lane / 4);
+//% end
+  float output[M_TILES][DIM_V / 8][4] = {};
+  int my_queries = warp * 16 * M_TILES * PITCH_QK + lane_a(lane, PITCH_QK);
+  for (; block >= 0; block--) {
+    float scores[M_TILES][N_TILES][4];
+//% if split
+    float key_factor = tiles.key_factors[block], value_factor = tiles.value_factors[block];
+//% end
+    copy_wait<2 * STAGES - 2>();
+    __syncthreads();
+    if (block - STAGES + 1 >= 0)
+      LOAD_VALUES(block - STAGES + 1);
+    copy_commit();
+//% if !split
+    if (block == w.num_blocks - 1 && params.softmax_scale < 0)
+      negate_queries(queries);
+//% end
+    multiply_keys(scores, shared_address(queries + my_queries),
+                  shared_address(keys + block % STAGES * KEY_TILE + lane_b(lane, PITCH_QK)));
+//% if split
+    rows.key_factor = key_factor;
+//% end
+    softmax(scores, rows, block * BLOCK_N + lane % 4 * 2, w.seqlen_k);
+    copy_wait<2 * STAGES - 2>();
+    __syncthreads();
+    if (block - STAGES >= 0)
+      LOAD_KEYS(block - STAGES);
+    copy_commit();
+    multiply_values(output, scores, rows,
+//% if split
+                    value_factor,
+//% end
+                    shared_address(values + block % STAGES * VALUE_TILE + lane_a(lane, PITCH_V)));
+  }
+  finish_rows(rows);
+  store_output(params, w.batch, w.head, output, rows);
+}

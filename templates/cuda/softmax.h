@@ -1,0 +1,234 @@
+/*
+ * The online softmax of a warp's rows. A thread holds of each 16-row tile the rows g and g + 8 (g = lane / 4), and of
+ * these every fourth pair of keys; four neighbouring lanes hold a row.
+ */
+//% if dtype != "fp32"
+
+/* A score of -inf comes only from an infinity in the input. It would get weight 0 and vanish; it makes the row NaN
+ * instead, as +inf and NaN do by themselves. Scores are looked at for that before they are masked. */
+//% end
+struct rows {
+  float max[M_TILES][2];     /* largest score so far; -inf before the first key that is seen */
+  float sum[M_TILES][2];     /* of the weights, this thread's part */
+  float rescale[M_TILES][2]; /* what the sums of before must be multiplied by */
+  int first;                 /* query of row [0][0]; row [m][h] is 16 m + 8 h behind it */
+  float factor;              /* from scores to exponents of 2 */
+//% if dtype == "fp32"
+  float query_factor[M_TILES][2]; /* 2^-k of the row of Q; the largest score is kept in units of it */
+  float key_factor;               /* 2^-k of this block of K */
+//% else
+  u32 poisoned; /* bit 2 m + h: row [m][h] has had a score of -inf, as far as this thread knows */
+//% end
+};
+
+//% if dtype == "fp32"
+/* Weights are multiplied by 2^14: fp16 then holds their high and low parts down to 2^-38. Sums of the output are in
+ * units of 2^20 so that no average of finite values overflows on the way. */
+#define WEIGHT_UNIT 0x1p14f
+#define WEIGHT_EXPONENT 14
+#define OUTPUT_UNIT 0x1p-20f
+//% elif dtype == "bf16"
+/* Weights are multiplied by 2^-20, so that no average of finite values overflows on the way. */
+#define WEIGHT_UNIT 0x1p-20f
+#define WEIGHT_EXPONENT (-20)
+#define OUTPUT_UNIT WEIGHT_UNIT
+//% else
+#define WEIGHT_UNIT 1.0f
+#define WEIGHT_EXPONENT 0
+#define OUTPUT_UNIT WEIGHT_UNIT
+//% end
+
+//% if dtype == "fp32"
+/* The score of a key that a row does not see. No other is -inf: an infinity in the input makes NaN (split.h). */
+#define LOWEST (-INF)
+
+/* A factor of scores that is neither infinite nor, however small, 0: that times LOWEST would be NaN. */
+static __device__ __forceinline__ float bounded(float factor) { return fminf(fmaxf(factor, 0x1p-126f), 0x1p127f); }
+
+/* From scores in units of the row to exponents of 2. */
+static __device__ __forceinline__ float row_factor(const struct rows &rows, int m, int h)
+{
+  return bounded(rows.factor * rows.query_factor[m][h]);
+}
+
+//% else
+/* Below every score but -inf, and even times the least factor far below: the score of a key that a row does not see. */
+#define LOWEST (-0x1.fffffep127f)
+
+//% end
+static __device__ __forceinline__ void begin_rows(struct rows &rows, const struct fa_params &params, int first
+//% if dtype == "fp32"
+                                                  , const float *query_factors
+//% end
+)
+{
+  rows.first = first;
+  rows.factor = softmax_factor(params);
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      rows.max[m][h] = -INF;
+      rows.sum[m][h] = 0;
+//% if dtype == "fp32"
+      rows.query_factor[m][h] = query_factors[16 * m + 8 * h];
+//% end
+    }
+//% if dtype != "fp32"
+  rows.poisoned = 0;
+//% end
+}
+
+/* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. */
+static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
+                                                   int first_key, int seqlen_k)
+{
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      int last_key = seqlen_k - 1;
+//% if causal
+      last_key = min(last_key, rows.first + 16 * m + 8 * h);
+//% end
+      last_key -= first_key;
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+          if (8 * n + e > last_key)
+            scores[m][n][2 * h + e] = LOWEST;
+    }
+}
+
+/* The largest score of each row in this block of keys; -inf where none is seen. */
+static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2],
+                                                    const float (&scores)[M_TILES][N_TILES][4], struct rows &rows)
+{
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float high = LOWEST;
+//% if dtype != "fp32"
+      float low = 0;
+//% end
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          high = fmaxf(high, scores[m][n][2 * h + e]);
+//% if dtype != "fp32"
+          low = fminf(low, scores[m][n][2 * h + e]);
+//% end
+        }
+//% if dtype != "fp32"
+      rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;
+//% end
+      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
+      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
+      largest[m][h] = high == LOWEST ? -INF : high;
+    }
+}
+
+/* Scores become weights in place, and rows say what the sums must be multiplied by. */
+static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
+                                               int seqlen_k)
+{
+  int end = first_key / BLOCK_N * BLOCK_N + BLOCK_N; /* keys before it are in this block */
+  bool masked = end > seqlen_k;
+//% if causal
+  masked = masked || end > rows.first / 16 * 16 + 1;
+//% end
+  if (masked)
+    mask_scores(scores, rows, first_key, seqlen_k);
+  float largest[M_TILES][2], origin[M_TILES][2];
+  find_largest(largest, scores, rows);
+//% if dtype != "fp32"
+  float change[M_TILES][2];
+  bool large = false;
+//% end
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+//% if dtype == "fp32"
+      float old_max = rows.max[m][h], new_max = fmaxf(old_max, largest[m][h] * rows.key_factor);
+      rows.max[m][h] = new_max;
+      new_max = new_max == -INF ? 0.0f : new_max;
+      rows.rescale[m][h] = exp2_approx((old_max - new_max) * row_factor(rows, m, h));
+      origin[m][h] = new_max * inverse_power(rows.key_factor);
+//% else
+      float old_max = rows.max[m][h], new_max = fmaxf(old_max, largest[m][h]);
+      rows.max[m][h] = new_max;
+      new_max = new_max == -INF ? 0.0f : new_max;
+      largest[m][h] = new_max;
+      change[m][h] = old_max - new_max;
+      origin[m][h] = __fmul_rn(new_max, rows.factor);
+      rows.rescale[m][h] = exp2_approx(__fmul_rn(old_max, rows.factor) - origin[m][h]); /* as origin was then */
+      large = large || fabsf(origin[m][h]) > 0x1p21f;
+//% end
+    }
+//% if dtype != "fp32"
+  /* One rounding less where the product is so large that its rounding would count: then subtract first. */
+  if (__any_sync(0xffffffffu, large)) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+      for (int i = 0; i < 4 * N_TILES; i++)
+        scores[m][i / 4][i % 4] -= largest[m][i / 2 % 2];
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        origin[m][h] = 0;
+        rows.rescale[m][h] = exp2_approx(change[m][h] * rows.factor);
+      }
+  }
+//% end
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float sum = 0;
+//% if dtype == "fp32"
+      float factor = bounded(row_factor(rows, m, h) * rows.key_factor);
+//% else
+      float start = WEIGHT_EXPONENT - origin[m][h];
+//% end
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float &x = scores[m][n][2 * h + e];
+//% if dtype == "fp32"
+          x = exp2_approx(fmaf(x - origin[m][h], factor, (float)WEIGHT_EXPONENT));
+//% else
+          x = exp2_approx(fmaf(x, rows.factor, start));
+//% end
+          sum += x;
+        }
+      rows.sum[m][h] = rows.sum[m][h] * rows.rescale[m][h] + sum;
+    }
+}
+
+/* Sums of whole rows. */
+static __device__ __forceinline__ void finish_rows(struct rows &rows)
+{
+//% if dtype != "fp32"
+  rows.poisoned |= __shfl_xor_sync(0xffffffffu, rows.poisoned, 1);
+  rows.poisoned |= __shfl_xor_sync(0xffffffffu, rows.poisoned, 2);
+//% end
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float sum = rows.sum[m][h];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+//% if dtype != "fp32"
+      sum = rows.poisoned >> (2 * m + h) & 1 ? NOT_A_NUMBER : sum;
+//% end
+      rows.sum[m][h] = sum * (1 / WEIGHT_UNIT);
+    }
+}

@@ -1,0 +1,34 @@
+/*
+ * fp32 on tensor cores: x * 2^k = high + low, both fp16, keeps 22 bits of x, and three products (high * high,
+ * high * low, low * high) keep them of a product. k brings the largest magnitude of a row or a tile to 2^14 .. 2^15;
+ * being a power of two it is exact, and undone in the softmax factor and where the output is summed.
+ *
+ * An infinity becomes (inf, NaN), so that every sum it is in is NaN.
+ */
+
+/* 2^exponent for -126 .. 127. */
+static __device__ __forceinline__ float power_of_two(int exponent) { return __uint_as_float((u32)(exponent + 127) << 23); }
+
+static __device__ __forceinline__ float inverse_power(float power) { return __uint_as_float(0x7f000000u - __float_as_uint(power)); }
+
+/* The k for values whose largest finite magnitude has these bits. It stays where 2^k and 2^-k are floats and where
+ * the product of two such factors is one. */
+static __device__ __forceinline__ int scale_exponent(u32 largest_bits)
+{
+  int k = 14 + 127 - (int)(largest_bits >> 23);
+  return k > 60 ? 60 : k;
+}
+
+/* The bits of |x|, as integers ordered like the magnitudes; 0 for infinities and NaN. */
+static __device__ __forceinline__ u32 finite_magnitude(float x)
+{
+  u32 bits = __float_as_uint(x) & 0x7fffffffu;
+  return bits < 0x7f800000u ? bits : 0;
+}
+
+/* x and y as pairs of their high and low parts. */
+static __device__ __forceinline__ void split_pair(float x, float y, u32 &high, u32 &low)
+{
+  high = pack(x, y);
+  low = pack(x - to_float((half_bits)high), y - to_float((half_bits)(high >> 16)));
+}

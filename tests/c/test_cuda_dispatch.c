@@ -1,0 +1,325 @@
+/*
+ * Calls on CUDA from fa_execute to the launch, without a GPU: NVRTC compiles a small family of test kernels, and the
+ * fake driver "runs" them by plain loops, so that the tuner finds them right. What is protected: the tuner's choice and
+ * its limits, records, several devices, want of memory, and that nothing is made while a stream is captured.
+ */
+#define _GNU_SOURCE
+#include "tests/c/cuda_help.h"
+
+static fake_cuda *fake;
+static _Atomic int wrong_config; /* the block_m whose kernel computes nonsense */
+
+/* Attention by plain loops for what is small: the tuner's check and the calls of these tests. */
+static void compute(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  (void)grid, (void)block;
+  int block_m = atoi(name + strcspn(name, "0123456789"));
+  fake->milliseconds = block_m == 32 ? 0.5 : 1; /* the fastest */
+  if (strncmp(name, "forward", 7) != 0 || p->batch * p->heads_q > HELP_HEADS)
+    return;
+  const bool causal = strstr(name, "causal") != NULL;
+  float *output = p->output.data;
+  const float *query = p->query.data, *key = p->key.data, *value = p->value.data;
+  for (int64_t h = 0; h < p->heads_q; h++)
+    for (int64_t i = 0; i < p->seqlen_q; i++) {
+      double sums[HELP_DIM] = {0}, sum = 0;
+      for (int64_t j = 0; j < (causal ? i + 1 : p->seqlen_k); j++) {
+        double score = 0;
+        for (int d = 0; d < HELP_DIM; d++)
+          score += (double)query[h * p->query.stride_head + i * p->query.stride_row + d] *
+                   key[h * p->key.stride_head + j * p->key.stride_row + d];
+        double weight = exp(p->softmax_scale * score);
+        sum += weight;
+        for (int d = 0; d < HELP_DIM; d++)
+          sums[d] += weight * value[h * p->value.stride_head + j * p->value.stride_row + d];
+      }
+      for (int d = 0; d < HELP_DIM; d++)
+        output[h * p->output.stride_head + i * p->output.stride_row + d] =
+            block_m == atomic_load(&wrong_config) ? 7 : (float)(sums[d] / sum);
+    }
+}
+
+/* In a child: the fake driver, the test family. */
+static void begin(void) {
+  fake = fake_cuda_open();
+  fake->run = compute;
+  help_use_family();
+}
+
+static fa_status run(int device, void *stream, help_case *self, char *message) {
+  help_make_case(self, false);
+  self->call.device_type = FA_DEVICE_CUDA;
+  self->call.device_index = device;
+  self->call.stream = stream;
+  return fa_execute(&self->call, fa_default_host(), message);
+}
+
+static void check_run(int device, void *stream) {
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  CHECKF(run(device, stream, &self, message) == FA_OK, "%s", message);
+  CHECKF(help_error(&self) < 1e-5, "error %g", help_error(&self));
+}
+
+static const char *last_launch(void) {
+  const char *last = "", *found = fake->log;
+  while ((found = strstr(found, "launch "))) {
+    last = found;
+    found++;
+  }
+  return last;
+}
+static bool launched(const char *what) { return strncmp(last_launch(), what, strlen(what)) == 0; }
+
+/* --- tuning */
+
+static void in_child_tunes(void *unused) {
+  (void)unused;
+  begin();
+  check_run(0, (void *)9);
+  CHECKF(launched("launch forward32 grid=2 block=64 shared=65536 stream=9\n"), "%s", last_launch());
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.tunings, 1);
+  CHECK_NUMBER(statistics.compilations, 3);
+  CHECK_NUMBER(fake->loads, 3);
+  CHECK_NUMBER(fake->unloads, 2);
+  CHECK_NUMBER(fake->allocations, fake->frees);
+  /* Nothing on the default stream, which would make every other stream wait; the thread's mode is as it was. */
+  CHECK(strstr(fake->log, "stream=0") == NULL);
+  CHECK(strncmp(fake->log, "push 1\npop\npush 1\ncapture mode 2\n", 33) == 0); /* asked whether it is captured first */
+  CHECK(strstr(fake->log, "capture mode 0\npop\n") != NULL);
+  CHECK_NUMBER(fake->capture_mode, 0);
+
+  /* Warm: one push, one launch, one pop, and the workspace. */
+  fake_forget(fake);
+  check_run(0, (void *)4);
+  CHECK_TEXT(fake->log,
+             "push 1\npop\npush 1\nlaunch forward32 grid=2 block=64 shared=65536 stream=4\npop\npush 1\npop\n");
+
+  /* The other device is another target, tuned by itself. */
+  fake_forget(fake);
+  check_run(1, NULL);
+  CHECK(launched("launch forward32"));
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.tunings, 2);
+  CHECK(strstr(fake->log, "push 1") == NULL);
+}
+
+/* A later process: one kernel is loaded, nothing is compiled, timed or looked for. */
+static void in_child_knows(void *unused) {
+  (void)unused;
+  setenv("CUDA_HOME", "/nowhere", 1);
+  begin();
+  check_run(0, NULL);
+  CHECK_NUMBER(fake->launches, 1);
+  CHECK_NUMBER(fake->loads, 1);
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.compilations, 0);
+}
+
+static void in_child_wrong(void *unused) {
+  (void)unused;
+  begin();
+  atomic_store(&wrong_config, 32);
+  check_run(0, NULL);
+  CHECKF(launched("launch forward16 "), "%s", last_launch());
+}
+
+/* Out of memory for the tuner: the best guess, for now. */
+static void in_child_no_memory(void *unused) {
+  (void)unused;
+  begin();
+  fake->memory_left = 1024;
+  check_run(0, NULL);
+  CHECKF(launched("launch forward16 "), "%s", last_launch());
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(fake->launches, 1);
+}
+
+/* What is timed fills all SMs, and neither takes long nor much memory: fewer heads first, then shorter sequences. */
+static fa_shape timed;
+static void watch(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  compute(name, p, grid, block);
+  if (p->heads_q > HELP_HEADS)
+    timed = (fa_shape){p->batch, p->heads_q, p->heads_kv, p->seqlen_q, p->seqlen_k};
+}
+static void check_timed(fa_shape asked, fa_shape expected) {
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  const fa_device *device = NULL;
+  const fa_ready *ready = NULL;
+  fa_problem problem = {.op = FA_FORWARD, .head_dim = HELP_DIM, .head_dim_v = HELP_DIM, .target = "cuda:sm_90a"};
+  fa_shape bucket;
+  char notes[FA_NOTES_SIZE] = "";
+  bool keep = false;
+  if (!CHECK(fa_find_device(FA_DEVICE_CUDA, 0, &device, message) == FA_OK))
+    return;
+  device->ops->bucket(device, &asked, &bucket);
+  fa_status status =
+      fa_tune(device, &problem, &bucket, FA_TUNE_SOME, fa_default_host(), NULL, &ready, &keep, notes, message);
+  CHECKF(status == FA_OK && keep, "%s", message);
+  CHECKF(memcmp(&timed, &expected, sizeof timed) == 0, "batch %lld heads %lld %lld seqlens %lld %lld",
+         (long long)timed.batch, (long long)timed.heads_q, (long long)timed.heads_kv, (long long)timed.seqlen_q,
+         (long long)timed.seqlen_k);
+}
+static void in_child_fills_device(void *unused) {
+  (void)unused;
+  begin();
+  fake->run = watch;
+  /* batch, heads_q, heads_kv, seqlen_q, seqlen_k; 132 SMs */
+  check_timed((fa_shape){4, 64, 64, 4096, 4096}, (fa_shape){1, 33, 33, 4096, 4096});
+  check_timed((fa_shape){2, 8, 8, 1000, 1000}, (fa_shape){1, 17, 17, 1024, 1024});
+  check_timed((fa_shape){64, 8, 8, 1, 100000}, (fa_shape){1, 132, 132, 16, 4096});
+  check_timed((fa_shape){1, 8, 1, 60, 60}, (fa_shape){1, 17, 17, 64, 64});
+}
+
+static void in_child_best_guess(void *unused) {
+  (void)unused;
+  setenv("FLASH_ATTENTION_AUTOTUNE", "0", 1);
+  begin();
+  check_run(0, NULL);
+  CHECKF(launched("launch forward16 "), "%s", last_launch());
+  CHECK_NUMBER(fake->loads, 1);
+}
+
+static void test_tuning(void) {
+  help_new_cache("tuning");
+  IN_CHILD(in_child_tunes, NULL);
+  IN_CHILD(in_child_knows, NULL);
+  help_new_cache("wrong");
+  IN_CHILD(in_child_wrong, NULL);
+  help_new_cache("memory");
+  IN_CHILD(in_child_no_memory, NULL);
+  help_new_cache("shapes");
+  IN_CHILD(in_child_fills_device, NULL);
+  help_new_cache("guess");
+  IN_CHILD(in_child_best_guess, NULL);
+}
+
+/* --- capture */
+
+static void in_child_capture(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  fake->capture_status = 1;
+  CHECK_NUMBER(run(0, (void *)5, &self, message), FA_FAILED);
+  CHECKF(strstr(message, "the stream is being captured into a graph, and there is no kernel yet for forward fp32 "
+                         "head_dim=24 head_dim_v=24 cuda:sm_90a: make one call with these shapes before") != NULL,
+         "%s", message);
+  CHECK_NUMBER(fake->loads, 0);
+  CHECK_NUMBER(fake->launches, 0);
+  CHECK(strstr(fake->log, "synchronize") == NULL);
+
+  /* One call before it, and the capture finds the kernel. */
+  fake->capture_status = 0;
+  check_run(0, (void *)5);
+  const int loads = fake->loads, allocations = fake->allocations;
+  fake->capture_status = 1;
+  fake_forget(fake);
+  check_run(0, (void *)5);
+  CHECK(launched("launch forward32 grid=2"));
+
+  /* Another shape bucket: any kernel of this problem will do, for now. */
+  fake_forget(fake);
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  self.call.shape.seqlen_q = 3;
+  CHECK(fa_execute(&self.call, fa_default_host(), message) == FA_OK);
+  CHECK(launched("launch forward32 grid=2"));
+  CHECK_NUMBER(fake->loads, loads);
+  CHECK_NUMBER(fake->allocations, allocations + 2);
+  CHECK(strstr(fake->log, "synchronize") == NULL);
+
+  /* Another problem, or the other device: nothing fits. */
+  self.call.is_causal = true;
+  CHECK_NUMBER(fa_execute(&self.call, fa_default_host(), message), FA_FAILED);
+  CHECK_NUMBER(run(1, NULL, &self, message), FA_FAILED);
+
+  /* After the capture that bucket is tuned as ever. */
+  fake->capture_status = 0;
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  self.call.shape.seqlen_q = 3;
+  CHECK(fa_execute(&self.call, fa_default_host(), message) == FA_OK);
+  CHECK(fake->loads > loads);
+  /* The default stream while another one that waits for it is captured. */
+  fake->fail = "cuStreamIsCapturing", fake->error = CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+  self.call.is_causal = true;
+  CHECK_NUMBER(fa_execute(&self.call, fa_default_host(), message), FA_FAILED);
+  CHECK(strstr(message, "being captured") != NULL);
+}
+static void test_capture(void) {
+  help_new_cache("capture");
+  IN_CHILD(in_child_capture, NULL);
+}
+
+/* --- switches of a problem */
+
+static void in_child_deterministic(void *unused) {
+  (void)unused;
+  begin();
+  fa_problem problem = {.op = FA_BACKWARD, .head_dim = 64, .head_dim_v = 64, .target = "cuda:sm_90a"};
+  problem.deterministic = true;
+  problem.precision = FA_PRECISION_REDUCED;
+  fa_problem_normalize(&problem);
+  CHECK(problem.deterministic && problem.precision == FA_PRECISION_FULL);
+  char text[160], *source = NULL, message[FA_MESSAGE_SIZE] = "";
+  fa_describe_problem(&problem, text, sizeof text);
+  CHECK_TEXT(text, "backward fp32 head_dim=64 head_dim_v=64 deterministic cuda:sm_90a");
+  CHECKF(fa_source(&problem, "", &source, NULL, 0, message) == FA_OK, "%s", message);
+  CHECK(source && strstr(source, "fixed order: the same call gives the same bits") != NULL);
+  fa_free(source);
+  problem.op = FA_FORWARD; /* this family's forward always is */
+  fa_problem_normalize(&problem);
+  CHECK(!problem.deterministic);
+  /* As every kernel for CPUs. */
+  fa_problem cpu = {.op = FA_BACKWARD, .head_dim = 64, .head_dim_v = 64, .target = "cpu:avx2"};
+  cpu.deterministic = true;
+  fa_problem_normalize(&cpu);
+  CHECK(!cpu.deterministic);
+}
+static void test_deterministic(void) { IN_CHILD(in_child_deterministic, NULL); }
+
+static void in_child_empty(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  self.call.shape.seqlen_k = 0;
+  for (int i = 0; i < HELP_ELEMENTS; i++)
+    self.output[i] = 1;
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  for (int i = 0; i < HELP_ELEMENTS; i++)
+    CHECK(self.output[i] == 0);
+  CHECK_NUMBER(fake->launches, 0);
+}
+static void test_empty(void) { IN_CHILD(in_child_empty, NULL); }
+
+static void in_child_ask(void *found) {
+  char identity[FA_COMPILER_LENGTH], message[FA_MESSAGE_SIZE];
+  *(bool *)found = fa_cuda_compiler_identity(identity, message) == FA_OK;
+}
+
+int main(void) {
+  help_begin();
+  bool *found = mmap(NULL, sizeof *found, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  IN_CHILD(in_child_ask, found);
+  if (*found) {
+    RUN(test_tuning);
+    RUN(test_capture);
+  } else {
+    check_skip("test_cuda_dispatch", "there is no NVRTC here");
+  }
+  RUN(test_deterministic);
+  RUN(test_empty);
+  help_end();
+  return check_summary();
+}

@@ -1,0 +1,1 @@
+"""Runs rendered CUDA kernels on a CPU and finds their bugs."""

@@ -1,0 +1,155 @@
+"""Attention through the emulator: render, compile, run the phases, hold against float64."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from emulator import data, tensors
+from emulator.machine import EmulatorError, Kernel, Memory, Session, Settings, lonely
+from emulator.tensors import FaTensor, Strided
+from flash_attention import _native
+
+
+class FaShape(ctypes.Structure):
+    """fa_shape."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k"))
+
+
+TENSORS = ("query", "key", "value", "output", "grad_output", "grad_query", "grad_key", "grad_value")
+
+
+class FaParams(ctypes.Structure):
+    """struct fa_params."""
+
+    _fields_ = (
+        *((name, FaTensor) for name in TENSORS),
+        ("lse", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        *((name, ctypes.c_longlong) for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k")),
+        ("softmax_scale", ctypes.c_double),
+        ("num_splits", ctypes.c_longlong),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of attention."""
+
+    op: str = "forward"
+    dtype: str = "fp16"
+    head_dim: int = 64
+    head_dim_v: int = 0  # 0: as head_dim
+    causal: bool = False
+    deterministic: bool = False
+    batch: int = 1
+    heads_q: int = 2
+    heads_kv: int = 0  # 0: as heads_q
+    seqlen_q: int = 128
+    seqlen_k: int = 0  # 0: as seqlen_q
+    scale: float = math.nan  # NaN: 1 / sqrt(head_dim)
+    layout: str = "contiguous"
+    target: str = "cuda:sm_80"
+    config: str = ""
+    without: tuple[str, ...] = ()  # gradients (or "lse") that are not wanted
+    data: str = "normal"  # one of data.DATA
+    data_seed: int = 1
+    settings: Settings = field(default_factory=Settings)
+
+    def filled(self) -> Case:
+        return replace(
+            self,
+            head_dim_v=self.head_dim_v or self.head_dim,
+            heads_kv=self.heads_kv or self.heads_q,
+            seqlen_k=self.seqlen_k or self.seqlen_q,
+            scale=1 / math.sqrt(self.head_dim) if math.isnan(self.scale) else self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fa_plan_text says."""
+
+    num_splits: int
+    workspace_bytes: int
+    phases: tuple[tuple[str, int, int, int], ...]  # entry, block size, shared bytes, grid
+
+
+def plan(case: Case, op: str) -> Plan:
+    shape = FaShape(case.batch, case.heads_q, case.heads_kv, case.seqlen_q, case.seqlen_k)
+    text = ctypes.c_void_p()
+    arguments = [ctypes.byref(problem(case, op)), config(case, op), ctypes.byref(shape), ctypes.byref(text)]
+    _native.call("fa_plan_text", *arguments)
+    words = [line.split() for line in _native.take_text(text).splitlines()]
+    numbers = {w[0]: int(w[1]) for w in words if w[0] != "phase"}
+    phases = tuple((w[1], int(w[2]), int(w[3]), int(w[4])) for w in words if w[0] == "phase")
+    return Plan(numbers["num_splits"], numbers["workspace_bytes"], phases)
+
+
+def problem(case: Case, op: str) -> _native.Problem:
+    result = _native.problem(op, case.dtype, case.head_dim, case.head_dim_v, case.causal, case.target)
+    result.deterministic = case.deterministic
+    return result
+
+
+def config(case: Case, op: str) -> bytes:
+    """The config is the op's under test; what it needs before runs with its best guess."""
+    return case.config.encode() if op == case.op else b""
+
+
+def source(case: Case, op: str) -> str:
+    return _native.source(problem(case, op), config(case, op).decode())[0]
+
+
+def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) -> list[str]:
+    """Run the phases of one op; returns what it left unwritten."""
+    p = plan(case, op)
+    kernel = Kernel(source(case, op))
+    workspace = Memory("workspace", lonely(p.workspace_bytes), True)
+    session = Session([m for s in memory.values() for m in s.memory] + [m for m in (lse, workspace) if m])
+    params = FaParams(
+        **{name: s.struct() for name, s in memory.items()},
+        lse=lse.array.ctypes.data if lse else None,
+        workspace=workspace.array.ctypes.data if p.workspace_bytes else None,
+        softmax_scale=case.scale,
+        num_splits=p.num_splits,
+        **{name: getattr(case, name) for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k")},
+    )
+    for entry, block, shared, grid in p.phases:
+        if grid:
+            session.launch(kernel, entry, grid, block, shared, [params], case.settings)
+    results = [n for n, s in memory.items() if s.memory[0].writable] + (["lse"] if lse and lse.writable else [])
+    return [f"{name}: {session.unwritten(name)} bytes are not written" for name in results if session.unwritten(name)]
+
+
+def emulate(case: Case) -> dict[str, Tensor]:
+    """Run one call and check it: raises EmulatorError with what is wrong, returns the results."""
+    case = case.filled()
+    shapes, values = data.shapes(case), data.values(case)
+    expected = data.results(case, values)
+    inputs = {n: tensors.make(n, shapes[n], case.dtype, case.layout, values[n]) for n in ("query", "key", "value")}
+    output = tensors.make("output", shapes["grad_output"], case.dtype, case.layout, None, True)
+    lse = None
+    if case.op == "backward" or "lse" not in case.without:
+        lse = Memory("lse", lonely(case.batch * case.heads_q * case.seqlen_q * 8), True)
+    problems = run_op(case, "forward", {**inputs, "output": output}, lse)
+    results = {"output": output.tensor}
+    if case.op == "backward" and lse:
+        given = dict(inputs)
+        for name, tensor in (("output", output.tensor), ("grad_output", values["grad_output"])):
+            given[name] = tensors.make(name, shapes["grad_output"], case.dtype, case.layout, tensor)
+        wanted = {
+            f"grad_{n}": tensors.make(f"grad_{n}", shapes[n], case.dtype, case.layout, None, True)
+            for n in ("query", "key", "value")
+            if f"grad_{n}" not in case.without
+        }
+        problems += run_op(case, "backward", {**given, **wanted}, Memory("lse", lse.array))
+        results.update({name: s.tensor for name, s in wanted.items()})
+    problems += data.check(case, values, results, expected)
+    if problems:
+        raise EmulatorError("\n".join([str(case), *problems]))
+    return {name: t.clone() for name, t in results.items()}

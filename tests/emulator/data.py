@@ -1,0 +1,105 @@
+"""What attention is called with in the emulator, and what a right result is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from emulator import tensors
+from reference import reference
+
+if TYPE_CHECKING:
+    from emulator.attention import Case
+
+# What query and key are multiplied by. "integers": rounded to integers, so that scores are exact; "nan": a key is
+# NaN; "positive": value is.
+DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0, "integers": 3.0, "nan": 1.0, "positive": 1.0}
+
+
+def shapes(case: Case) -> dict[str, tuple[int, int, int, int]]:
+    """Of the inputs; output has that of grad_output, and the gradients those of the inputs."""
+    b, hq, hk, sq, sk = case.batch, case.heads_q, case.heads_kv, case.seqlen_q, case.seqlen_k
+    d, dv = case.head_dim, case.head_dim_v
+    return {"query": (b, hq, sq, d), "key": (b, hk, sk, d), "value": (b, hk, sk, dv), "grad_output": (b, hq, sq, dv)}
+
+
+def values(case: Case) -> dict[str, Tensor]:
+    """The inputs, always the same for the same case."""
+    generator = torch.Generator().manual_seed(case.data_seed)
+    dtype = tensors.TORCH[case.dtype]
+    result = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes(case).items()}
+    if case.layout == "expanded":
+        result = {name: tensors.expand(name, x) for name, x in result.items()}
+    for name in ("query", "key"):
+        result[name] = result[name] * DATA[case.data]
+        if case.data == "integers":
+            result[name] = result[name].round()
+    if case.data == "positive":
+        result["value"] = result["value"].abs()
+    if case.data == "nan" and case.seqlen_k:
+        result["key"][:, :, case.seqlen_k // 2, 0] = math.nan
+    return result
+
+
+def results(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output and gradients in float64."""
+    exact = reference(*inputs.values(), is_causal=case.causal, scale=case.scale)
+    return dict(zip(("output", "grad_query", "grad_key", "grad_value"), exact, strict=True))
+
+
+def errors_beside_pytorch(case: Case, actual: dict[str, Tensor]) -> dict[str, float]:
+    """Root mean square errors of results, in units of those of PyTorch's own attention on this processor."""
+    inputs = values(case)
+    exact = results(case, inputs)
+    leaves = [inputs[name].clone().requires_grad_() for name in ("query", "key", "value")]
+    query, key, value = leaves
+    grouped = case.heads_q != case.heads_kv
+    output = scaled_dot_product_attention(
+        query, key, value, is_causal=case.causal, scale=case.scale, enable_gqa=grouped
+    )
+    gradients = torch.autograd.grad(output, leaves, inputs["grad_output"])
+    theirs = dict(zip(exact, (output.detach(), *gradients), strict=True))
+
+    def error(result: Tensor, name: str) -> float:
+        return (result.double() - exact[name]).square().mean().sqrt().item()
+
+    return {name: error(tensor, name) / max(error(theirs[name], name), 1e-300) for name, tensor in actual.items()}
+
+
+def check(case: Case, inputs: dict[str, Tensor], actual: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """What is wrong with the results, a text for each."""
+    magnitudes = _magnitudes(case, inputs) if case.seqlen_k else expected
+    found = (_check(case, name, tensor, expected[name], magnitudes[name]) for name, tensor in actual.items())
+    return [text for text in found if text]
+
+
+def _magnitudes(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output and gradients with every term counted positive: what errors are in proportion to."""
+    q, k, v, do = (x.double().nan_to_num() for x in inputs.values())
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = q @ k.mT * case.scale
+    if case.causal:
+        scores.masked_fill_(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    p = torch.softmax(scores, -1)
+    # The error of a weight grows with the sizes of the products in its score, and small ones underflow in fp16.
+    exact = case.data == "integers" and abs(case.scale) > 1e3  # and weights are 1 or 0
+    per_score = 0.0 if exact else 2.0**-24 / tensors.ROUNDING[case.dtype]
+    floor = 2.0**-100 if case.dtype == "bf16" else 2.0**-13
+    p = p * (1 + per_score * (q.abs() @ k.abs().mT * abs(case.scale))) + (p > 0) * floor
+    ds = p * (do.abs() @ v.abs().mT + (do.abs() * (p @ v.abs())).sum(-1, keepdim=True)) * abs(case.scale)
+    dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (ds.mT @ q.abs(), p.mT @ do.abs()))
+    return {"output": p @ v.abs(), "grad_query": ds @ k.abs(), "grad_key": dk, "grad_value": dv}
+
+
+def _check(case: Case, name: str, actual: Tensor, expected: Tensor, magnitude: Tensor) -> str:
+    """Coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
+    units = 2 if case.dtype != "fp32" else 16  # tensor cores cut sums off
+    bound = tensors.ROUNDING[case.dtype] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
+    same = (actual == expected.to(actual.dtype)) | (actual.isnan() & expected.isnan())
+    wrong = ~((actual.double() - expected).abs() <= bound) & ~same
+    return tensors.describe_wrong(name, actual, expected, wrong) if wrong.any() else ""

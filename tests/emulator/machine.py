@@ -1,0 +1,183 @@
+"""Memory, launches and findings of the emulator, for any kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from emulator import build
+
+TIMINGS = {"early": 0, "late": 1, "random": 2}
+MODELS = {"hopper": 0, "ampere": 1, "double": 2}
+MARGIN = 16384  # bytes
+TYPES = {"fp16": 0, "bf16": 1}
+
+
+class EmulatorError(AssertionError):
+    """What the emulator found wrong with a kernel."""
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint64),
+        ("seed", ctypes.c_uint64),
+        ("timing", ctypes.c_int),
+        ("model", ctypes.c_int),
+        ("exp2_error", ctypes.c_int),
+        ("resident", ctypes.c_int),
+        ("shuffle", ctypes.c_int),
+        ("drain", ctypes.c_int),
+        ("shared_alignment", ctypes.c_int),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(build.runtime()), mode=ctypes.RTLD_GLOBAL)
+    lib.emu_findings.restype = ctypes.c_char_p
+    lib.emu_unwritten.restype = ctypes.c_size_t
+    lib.emu_add_memory.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p]
+    lib.emu_launch.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_void_p] * 2
+    lib.emu_to_float.restype = ctypes.c_float
+    lib.emu_to_float.argtypes = [ctypes.c_uint16, ctypes.c_int]
+    lib.emu_from_float.restype = ctypes.c_uint16
+    lib.emu_from_float.argtypes = [ctypes.c_float, ctypes.c_int]
+    lib.emu_multiply.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int] * 2
+    return lib
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a kernel is run. The same settings give the same run."""
+
+    seed: int = 0
+    timing: str = "random"  # when copies arrive: TIMINGS
+    model: str = "hopper"  # how tensor cores add: MODELS
+    exp2_error: int = 0  # units in the last place by which 2^x may be off
+    resident: int = 4  # blocks at once
+    shuffle: bool = False  # blocks begin in random order
+    drain: bool = False  # copies that are under way when a thread ends are a finding
+
+
+def lonely(count: int) -> np.ndarray:
+    """`count` bytes, all NaN and aligned as cudaMalloc aligns, far enough from all others that a miss hits nothing."""
+    raw = np.full(count + 2 * MARGIN + 256, 0xFF, np.uint8)
+    start = MARGIN - (raw.ctypes.data + MARGIN) % -256
+    return raw[start : start + count]
+
+
+@dataclass
+class Memory:
+    """An array that a kernel may touch. state: for each two bytes 0 unwritten, 1 written, 2 not the kernel's."""
+
+    name: str
+    array: np.ndarray
+    writable: bool = False
+    state: np.ndarray | None = None
+    _state: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        cells = (self.array.nbytes + 1) // 2
+        default = np.full(cells, 0 if self.writable else 1, np.uint8)
+        self._state = np.ascontiguousarray(default if self.state is None else self.state, np.uint8)
+        if self._state.size != cells:
+            raise ValueError(f"{self.name}: {self._state.size} states for {cells} cells")
+
+
+@lru_cache(maxsize=4096)
+def _source_line(module: str, offset: str) -> str:
+    command = ["addr2line", "-e", module, "-f", "-i", "-C", "-s", offset]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    frames = []
+    for function, place in zip(lines[::2], lines[1::2], strict=False):
+        where = re.sub(r" \(discriminator \d+\)", "", place)
+        if not where.startswith(("cuda.h:", "instructions.h:", "emulator entries:")):
+            frames.append(f"{where} ({function.split('(')[0]})")
+    return " < ".join(frames) or offset
+
+
+class Kernel:
+    """A compiled kernel. `source` is CUDA as the generator renders it."""
+
+    def __init__(self, source: str) -> None:
+        library()
+        self.path: Path = build.kernel(source)
+        self.module = ctypes.CDLL(str(self.path))
+
+    def launch(
+        self,
+        entry: str,
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
+        shared_bytes: int,
+        arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
+        memory: Sequence[Memory],
+        settings: Settings = Settings(),
+    ) -> None:
+        """Run one launch; raises EmulatorError with what was found. Memory written before counts as written."""
+        Session(memory).launch(self, entry, grid, block, shared_bytes, arguments, settings)
+
+
+class Session:
+    """Memory that several launches use one after another."""
+
+    def __init__(self, memory: Sequence[Memory]) -> None:
+        self.memory = list(memory)
+        lib = library()
+        lib.emu_remove_memory()
+        for m in self.memory:
+            data = m.array.ctypes.data
+            lib.emu_add_memory(m.name.encode(), data, m.array.nbytes, m.writable, m._state.tobytes())
+
+    def unwritten(self, name: str) -> int:
+        """How many bytes of a memory no launch has written."""
+        return library().emu_unwritten(name.encode())
+
+    def launch(
+        self,
+        kernel: Kernel,
+        entry: str,
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
+        shared_bytes: int,
+        arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
+        settings: Settings,
+    ) -> None:
+        lib, module = library(), kernel.module
+        launch = _Launch(
+            (ctypes.c_uint * 3)(*_three(grid)),
+            (ctypes.c_uint * 3)(*_three(block)),
+            shared_bytes,
+            settings.seed,
+            TIMINGS[settings.timing],
+            MODELS[settings.model],
+            settings.exp2_error,
+            settings.resident,
+            settings.shuffle,
+            settings.drain,
+            module.emu_shared_alignment(),
+        )
+        static = (ctypes.c_void_p * 2)()
+        module.emu_static_range(static)
+        pointers = (ctypes.c_void_p * max(len(arguments), 1))(*(ctypes.addressof(a) for a in arguments))
+        lib.emu_reset_findings()
+        function = ctypes.cast(getattr(module, f"emu_entry_{entry}"), ctypes.c_void_p)
+        lib.emu_launch(function, pointers, ctypes.byref(launch), static[0], static[1])
+        found = lib.emu_findings().decode(errors="replace")
+        if found:
+            text = re.sub(r"@\{(\S+) (0x[0-9a-f]+)\}", lambda m: _source_line(m[1], m[2]), found)
+            raise EmulatorError(f"{entry} (seed {settings.seed}, timing {settings.timing}):\n{text}")
+
+
+def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:
+    full = (*((sizes,) if isinstance(sizes, int) else tuple(sizes)), 1, 1)
+    return full[0], full[1], full[2]

@@ -1,0 +1,120 @@
+"""Protects: every CUDA kernel that a user may get compiles, for every architecture, within registers and shared memory.
+
+No GPU is needed: NVRTC, which comes with PyTorch, compiles for all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from flash_attention import _native
+
+DTYPES = ["fp32", "fp16", "bf16"]
+OPS = ["forward", "backward"]
+HEAD_DIMS = [1, 8, 33, 64, 80, 96, 128, 160, 192, 256]
+MAIN = ["sm_80", "sm_90"]
+OTHERS = ["sm_86", "sm_89", "sm_100", "sm_120", "sm_121"]
+# Bytes of shared memory that a block may ask for: CUDA C++ Programming Guide, technical specifications.
+SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448} | dict.fromkeys(OTHERS[:2] + OTHERS[3:], 101376)
+
+
+def spill_limit(dtype: str, head_dim: int) -> int:
+    """Bytes that a thread of the kernel may store and load, together.
+
+    A few addresses and statistics that are used once for a block of keys do not fit beside sums that fill the 255
+    registers of a thread. In fp32 there are high and low parts of each operand beside them, and with a head_dim above
+    128 half of a block's sums are one thread's. None of it is in an innermost loop.
+    """
+    if dtype != "fp32":
+        return 64
+    return 128 if head_dim <= 128 else 256
+
+
+Kernel = tuple[
+    str, str, int, bool, str, str, bool
+]  # op, dtype, head_dim, is_causal, architecture, config, deterministic
+
+
+def complaint(kernel: Kernel) -> str | None:
+    op, dtype, head_dim, is_causal, architecture, config, deterministic = kernel
+    problem = _native.problem(op, dtype, head_dim, head_dim, is_causal, f"cuda:{architecture}", deterministic)
+    what = f"{op} {dtype} {head_dim} {'causal' if is_causal else 'full'} {architecture} {config}"
+    try:
+        compiled = _native.compile_kernel(problem, config)
+    except RuntimeError as error:
+        return f"{what}: {str(error)[:1000]}"
+    if compiled.spill_bytes > spill_limit(dtype, head_dim):
+        return f"{what}: {compiled.registers} registers, {compiled.spill_bytes} bytes spilled"
+    if "arning" in compiled.log:
+        return f"{what}: {compiled.log[:1000]}"
+    return None
+
+
+def check(kernels: Iterable[Kernel]) -> None:
+    """Compile all of them, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        complaints = [text for text in pool.map(complaint, kernels) if text]
+    assert not complaints, "\n".join(complaints)
+
+
+def shared_bytes(problem: _native.Problem, config: str) -> int:
+    """Of a block of threads of the phase that asks for most."""
+    text, shape = ctypes.c_void_p(), (ctypes.c_int64 * 5)(1, 1, 1, 100, 100)
+    _native.call("fa_plan_text", ctypes.byref(problem), config.encode(), shape, ctypes.byref(text))
+    phases = [line.split() for line in _native.take_text(text).splitlines() if line.startswith("phase")]
+    return max(int(phase[3]) for phase in phases)
+
+
+@pytest.fixture(autouse=True)
+def _needs_nvrtc() -> None:
+    if "NVRTC" not in _native.info():
+        pytest.skip("there is no NVRTC here; PyTorch for CUDA brings one")
+
+
+@pytest.mark.parametrize("architecture", MAIN)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_best_guesses(op: str, dtype: str, architecture: str) -> None:
+    """What FLASH_ATTENTION_AUTOTUNE=0 runs, for head dims of every kind."""
+    check((op, dtype, d, causal, architecture, "", False) for d, causal in itertools.product(HEAD_DIMS, (False, True)))
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_best_guesses_elsewhere(architecture: str) -> None:
+    """A thinner set for the other architectures, whose shared memory is smaller or whose ptxas is another."""
+    check(
+        (op, dtype, d, d == 64, architecture, "", False)
+        for op, dtype, d in itertools.product(OPS, ("fp32", "bf16"), (64, 128, 256))
+    )
+
+
+@pytest.mark.parametrize("architecture", MAIN)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_every_config(op: str, dtype: str, head_dim: int, architecture: str) -> None:
+    """All that the tuner may choose. fp16 and bf16 differ in one instruction: each is compiled for one of the masks."""
+    problem = _native.problem(op, dtype, head_dim, head_dim, False, f"cuda:{architecture}")
+    masks = {"fp32": (False, True), "fp16": (False,), "bf16": (True,)}[dtype]
+    configs = _native.list_configs(problem)
+    check((op, dtype, head_dim, causal, architecture, c, False) for c, causal in itertools.product(configs, masks))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_deterministic_backward(head_dim: int) -> None:
+    """What torch.use_deterministic_algorithms asks for."""
+    check(("backward", "bf16", head_dim, causal, "sm_90", "", True) for causal in (False, True))
+
+
+@pytest.mark.parametrize("architecture", MAIN + OTHERS)
+def test_every_config_fits(architecture: str) -> None:
+    """Shared memory of every config is within the device's, and every problem has a config."""
+    for op, dtype, head_dim in itertools.product(OPS, DTYPES, (1, 64, 100, 128, 200, 256)):
+        problem = _native.problem(op, dtype, head_dim, head_dim, True, f"cuda:{architecture}")
+        for config in _native.list_configs(problem):
+            assert shared_bytes(problem, config) <= SHARED_LIMIT[architecture], config
