@@ -3,6 +3,17 @@
  * one product) or 16 (the rows or columns of one); what is missing at the end is zero.
  */
 
+/* An infinity in the operands of scores becomes NaN, so that it makes NaN of every row that attends to it: a score of
+ * -inf would get weight 0 and vanish. */
+static inline vec infinity_to_nan(vec x)
+{
+//% if parts == 1
+  return x * 0.0f + x;
+//% else
+  return x; /* of which store_pairs makes an infinity and a NaN */
+//% end
+}
+
 static inline __attribute__((always_inline)) vec load_columns(const element *row, long long stride_col, int column,
                                                               int dim)
 {
@@ -25,7 +36,7 @@ static inline __attribute__((always_inline)) void pack_row_tiles(tile *out, cons
         if (32 * group + 16 < dim)
           high = load_columns(from, stride_col, 32 * group + 16, dim);
       }
-      store_pairs(to + group * PARTS, 1, row % 16, low, high);
+      store_pairs(to + group * PARTS, 1, row % 16, infinity_to_nan(low), infinity_to_nan(high));
     }
   }
 }
@@ -60,6 +71,6 @@ static inline void pack_transposed_tiles(tile *out, const float *in, int dim)
       for (int half = 0; half < 2; half++) {
         vec low = column + i < dim ? load(in + (column + i) * 32 + half * 16) : (vec){0};
         vec high = column + 16 + i < dim ? load(in + (column + 16 + i) * 32 + half * 16) : (vec){0};
-        store_pairs(out + column / 32 * 2 * PARTS + half, 2, i, low, high);
+        store_pairs(out + column / 32 * 2 * PARTS + half, 2, i, infinity_to_nan(low), infinity_to_nan(high));
       }
 }
