@@ -30,6 +30,7 @@ typedef struct fa_family {
   void (*plan)(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan);
 } fa_family;
 
+extern const fa_family fa_family_amx;  /* family_amx.c */
 extern const fa_family fa_family_cpu;  /* family_cpu.c */
 extern const fa_family fa_family_cuda; /* family_cuda.c */
 

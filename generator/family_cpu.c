@@ -28,6 +28,7 @@ static const instruction_set instruction_sets[] = {
     {"cpu:avx2", "avx2", COMMON_OPTIONS AVX2_OPTIONS, 8, 16},
     {"cpu:avx512", "avx512", COMMON_OPTIONS AVX512_OPTIONS, 16, 32},
     {"cpu:avx512_bf16", "avx512_bf16", COMMON_OPTIONS AVX512_OPTIONS " -mavx512bf16", 16, 32},
+    {"cpu:avx512_amx", "avx512_amx", COMMON_OPTIONS AVX512_OPTIONS " -mamx-tile -mamx-bf16", 16, 32}, /* backward */
     {"cpu:neon", "neon", COMMON_OPTIONS, 4, 32},
 };
 enum { NUM_INSTRUCTION_SETS = sizeof instruction_sets / sizeof instruction_sets[0] };
@@ -88,7 +89,9 @@ static void write_config(const fa_problem *problem, cpu_config from, fa_config *
   }
 }
 
-static bool owns_target(const char *target) { return strncmp(target, "cpu:", 4) == 0; }
+static bool owns_target(const char *target) {
+  return strncmp(target, "cpu:", 4) == 0 && !fa_family_amx.owns_target(target);
+}
 
 static const char *template_name(const fa_problem *problem) {
   return problem->op == FA_FORWARD ? "cpu/forward.c" : "cpu/backward.c";
@@ -97,7 +100,8 @@ static const char *template_name(const fa_problem *problem) {
 static int check_problem(const fa_problem *problem, char *message, size_t message_size) {
   if (find_instruction_set(problem->target))
     return 0;
-  snprintf(message, message_size, "target is '%s'; it must be cpu:avx2, cpu:avx512, cpu:avx512_bf16 or cpu:neon",
+  snprintf(message, message_size,
+           "target is '%s'; it must be cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:avx512_amx or cpu:neon",
            problem->target);
   return -1;
 }

@@ -11,16 +11,26 @@
 #include <string.h>
 
 /* Best first; each one's kernels run on every machine that has an earlier one of the same family. */
-static const char *const isas[] = {"avx512_bf16", "avx512", "avx2", "neon"};
-enum { AVX512_BF16, AVX512, AVX2, NEON, NUM_ISAS };
+static const char *const isas[] = {"avx512_amx", "avx512_bf16", "avx512", "avx2", "neon"};
+enum { AVX512_AMX, AVX512_BF16, AVX512, AVX2, NEON, NUM_ISAS };
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static uint64_t saved_registers(void) {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (uint64_t)high << 32 | low;
+}
+
+/* The 8 KB of tiles are saved for a process only once it has asked (Linux 5.16, Documentation/arch/x86/xstate.rst): for
+ * the whole process, with the threads that it has. It is asked each time, since that costs no more than remembering. */
+static bool may_use_tiles(void) {
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+  const uint64_t TILES = 1u << 17 | 1u << 18; /* their configuration and their data */
+  return (saved_registers() & TILES) == TILES && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
 static void detect(bool have[NUM_ISAS]) {
@@ -37,8 +47,11 @@ static void detect(bool have[NUM_ISAS]) {
   have[AVX2] = ebx >> 5 & 1;
   const unsigned F = 1u << 16, DQ = 1u << 17, CD = 1u << 28, BW = 1u << 30, VL = 1u << 31;
   have[AVX512] = have[AVX2] && (ebx & (F | DQ | CD | BW | VL)) == (F | DQ | CD | BW | VL) && (saved & ZMM) == ZMM;
+  const unsigned TILE_BF16 = 1u << 22, TILE = 1u << 24;
+  bool has_tiles = (edx & (TILE_BF16 | TILE)) == (TILE_BF16 | TILE);
   if (have[AVX512] && eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx))
     have[AVX512_BF16] = eax >> 5 & 1;
+  have[AVX512_AMX] = have[AVX512_BF16] && has_tiles && may_use_tiles();
 }
 
 static void read_model(char model[FA_CPU_MODEL_LENGTH]) {
@@ -117,7 +130,7 @@ fa_status fa_cpu_isa(const char **isa, char *message) {
 }
 
 const char *fa_cpu_lower_isa(const char *isa) {
-  for (int i = AVX512_BF16; i < AVX2; i++)
+  for (int i = AVX512_AMX; i < AVX2; i++)
     if (strcmp(isa, isas[i]) == 0)
       return isas[i + 1];
   return NULL;

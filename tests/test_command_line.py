@@ -57,7 +57,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("target", ["cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:neon"])
+@pytest.mark.parametrize("target", ["cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:avx512_amx", "cpu:neon"])
 @pytest.mark.parametrize("op", ["forward", "backward"])
 def test_source_of_any_target_opens_with_its_problem(target: str, op: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--op", op, "--dtype", "bf16", "--head-dim", "64", "--head-dim-v", "32", "--causal")

@@ -14,7 +14,7 @@ from flash_attention import _native
 ENVIRONMENT = {
     "FLASH_ATTENTION_CACHE_DIR": "where kernels and tuning records are kept",
     "FLASH_ATTENTION_CACHE_SIZE": "most bytes to keep, with K, M or G; 1G if not set",
-    "FLASH_ATTENTION_CPU_ISA": "avx2, avx512, avx512_bf16 or neon; the best there is if not set",
+    "FLASH_ATTENTION_CPU_ISA": "avx2, avx512, avx512_bf16, avx512_amx or neon; the best there is if not set",
     "FLASH_ATTENTION_AUTOTUNE": "0: take the best guess; 1 (if not set): time a handful of configs; max: time all",
     "FLASH_ATTENTION_VERBOSE": "1: say on standard error what is compiled and tuned",
     "CC": "C compiler with its arguments; cc, gcc or clang if not set",
@@ -150,7 +150,8 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target",
-        help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:neon, cuda:sm_80, ... (default: this machine's CPU)",
+        help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:avx512_amx, cpu:neon, cuda:sm_80, ... "
+        "(default: this machine's CPU)",
     )
 
 

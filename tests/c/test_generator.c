@@ -210,7 +210,7 @@ static void check_problem(const fa_problem *problem, int most_rendered) {
 }
 
 static void test_cpu_grid(void) {
-  static const char *const targets[] = {"cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:neon"};
+  static const char *const targets[] = {"cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:avx512_amx", "cpu:neon"};
   static const int head_dims[][2] = {{64, 64}, {128, 128}, {1, 1}, {80, 80}, {64, 33}, {7, 256}, {256, 256}};
   for (int op = 0; op < 2; op++)
     for (int dtype = 0; dtype < 3; dtype++)

@@ -204,7 +204,7 @@ static void copy_templates(const char *folder) {
 static void test_damaged_cpu_templates(void) {
   static char text[LENGTH];
   static fa_config configs[FA_MAX_CANDIDATES];
-  static const char *const targets[] = {"cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:neon"};
+  static const char *const targets[] = {"cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:avx512_amx", "cpu:neon"};
   char path[128];
   int rendered = 0;
   snprintf(path, sizeof path, "%s/common", test_dir);

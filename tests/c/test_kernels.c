@@ -259,12 +259,14 @@ static void test_isa(void *argument) {
 static void test_avx2(void) { IN_CHILD(test_isa, "avx2"); }
 static void test_avx512(void) { IN_CHILD(test_isa, "avx512"); }
 static void test_avx512_bf16(void) { IN_CHILD(test_isa, "avx512_bf16"); }
+static void test_avx512_amx(void) { IN_CHILD(test_isa, "avx512_amx"); }
 static void test_neon(void) { IN_CHILD(test_isa, "neon"); }
 
 int main(void) {
   RUN(test_avx2);
   RUN(test_avx512);
   RUN(test_avx512_bf16);
+  RUN(test_avx512_amx);
   RUN(test_neon);
   return check_summary();
 }

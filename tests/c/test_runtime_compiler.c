@@ -76,6 +76,7 @@ static void in_child_target(void *argument) {
   CHECK_NUMBER(fa_device_target(FA_DEVICE_CPU, 0, target, message), FA_OK);
   atomic_store(&((help_shared *)argument)->value[0], strcmp(target, "cpu:avx512") == 0        ? 1
                                                      : strcmp(target, "cpu:avx512_bf16") == 0 ? 2
+                                                     : strcmp(target, "cpu:avx512_amx") == 0  ? 3
                                                                                               : 0);
 }
 
