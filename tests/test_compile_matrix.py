@@ -28,7 +28,8 @@ def spill_limit(dtype: str, head_dim: int, architecture: str) -> int:
 
     A few addresses and statistics that are used once for a block of keys do not fit beside sums that fill the 255
     registers of a thread. In fp32 there are high and low parts of each operand beside them, and with a head_dim above
-    128 half of a block's sums are one thread's. None of it is in an innermost loop. From sm_100 on ptxas keeps more addresses.
+    128 half of a block's sums are one thread's. None of it is in an innermost loop. From sm_100 on
+    ptxas keeps more addresses.
     """
     if dtype != "fp32":
         return 112 if int(architecture.removeprefix("sm_").rstrip("af")) < 100 else 192
