@@ -166,7 +166,10 @@ static fa_status make_ready(const fa_device *device, const fa_problem *problem, 
   fa_status status = device->ops->begin_preparing ? device->ops->begin_preparing(device, &state, message) : FA_OK;
   if (status != FA_OK)
     return status;
-  status = resolve(device, problem, bucket, host, stream, ready, message);
+  fa_problem chosen = *problem;
+  if (device->ops->choose_target)
+    device->ops->choose_target(bucket, chosen.target);
+  status = resolve(device, &chosen, bucket, host, stream, ready, message);
   if (device->ops->end_preparing)
     device->ops->end_preparing(device, &state);
   return status;

@@ -80,6 +80,9 @@ typedef struct fa_target {
   /* The next simpler target whose kernels run on the same device; false if there is none. */
   bool (*lower_target)(const char *target, char lower[FA_TARGET_LENGTH]);
 
+  /* Optional: replace the device's target by a lower one whose kernels are the better ones for this bucket. */
+  void (*choose_target)(const fa_shape *bucket, char target[FA_TARGET_LENGTH]);
+
   fa_status (*load)(const fa_device *device, const fa_kernel *kernel, const void *image, size_t length,
                     fa_loaded *loaded, char *message);
   void (*unload)(const fa_device *device, fa_loaded *loaded);

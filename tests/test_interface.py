@@ -8,7 +8,7 @@ import inspect
 import pytest
 import torch
 
-from flash_attention import flash_attention
+from flash_attention import _native, flash_attention
 from reference import NAMES, assert_close, reference, run, sdpa
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -372,3 +372,15 @@ def test_out_of_memory_is_pytorchs_exception(device):
     with pytest.raises(torch.OutOfMemoryError):
         flash_attention(q, k, k)
     assert flash_attention(k, k, k).shape == k.shape
+
+
+def test_tiny_calls_take_the_vector_kernels():
+    """Where there is AMX, a call with next to nothing to compute is not slowed down by setting up tiles."""
+    if _native.device_target("cpu") != "cpu:avx512_amx":
+        pytest.skip("needs a processor with AMX")
+    for seqlen, target in ((9, "cpu:avx512_bf16"), (100, "cpu:avx512_amx")):
+        tensors = make(*[(1, 1, seqlen, 23)] * 3, device="cpu")
+        before = {entry.key for entry in _native.cache_entries()}
+        flash_attention(*tensors)
+        new = [entry.text for entry in _native.cache_entries() if entry.key not in before and entry.kind == "kernel"]
+        assert [target in text for text in new] == [True]
