@@ -93,11 +93,9 @@ def test_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     """NVRTC needs no GPU; what a kernel takes of one is said."""
     kernel = tmp_path / "kernel.cubin"
     if "cuda compiler: none" in output("info"):
-        pytest.skip("there is no NVRTC here")
+        pytest.skip("there is no NVRTC here; PyTorch for CUDA brings one")
     arguments = ("compile", "--op", "forward", "--dtype", "fp16", "--head-dim", "64", "--target", "cuda:sm_80")
     run = command(*arguments, "-o", str(kernel))
-    if run.returncode != 0 and "must belong to a kernel family that is there" in run.stderr:
-        pytest.skip("there are no CUDA kernels yet")
     assert run.returncode == 0, run.stderr
     for needed in ("compiler: NVRTC ", "command: nvrtc --gpu-architecture=sm_80 ", "registers: ", "shared memory: "):
         assert needed in run.stdout

@@ -75,20 +75,7 @@ struct scratch {
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct scratch) <= ${scratch_bytes}, "the launcher gives a worker this much");
 
-/* What a task is about, and where its sums are. */
-struct work {
-  const struct fa_params *params;
-  struct scratch *s;
-  long long batch, kv_head, head; /* head: of the queries, the one being worked on */
-  long long begin_key, end_key;
-  float *d_keys, *d_values; /* (whole groups from begin_key on, columns) */
-  _Bool want_d_query, want_d_key, want_d_value;
-};
-
-static inline long long query_blocks(const struct fa_params *params)
-{
-  return (params->seqlen_q + BLOCK_M - 1) / BLOCK_M;
-}
+//% include "cpu/backward_work.h"
 
 /* Where split `split` keeps its part of dQ for one block of queries. */
 static inline float *partial_d_query(const struct fa_params *params, long long split, long long batch, long long head,
@@ -96,12 +83,6 @@ static inline float *partial_d_query(const struct fa_params *params, long long s
 {
   long long index = ((split * params->batch + batch) * params->heads_q + head) * query_blocks(params) + block;
   return (float *)params->workspace + index * (BLOCK_M * GROUPS_QK * 32);
-}
-
-static inline void clear(float *sums, long count)
-{
-  for (long i = 0; i < count; i += LANES)
-    store(sums + i, (vec){0});
 }
 
 /* sums[row][column] += a 32 x 32 block of tiles. */
@@ -157,36 +138,11 @@ static void query_block(struct work *w, long long split, long long block)
     store(partial + i, load(s->d_queries_t[0] + i));
 }
 
-static void store_gradient(const struct fa_tensor *to, const struct work *w, const float *sums, int leading, int dim,
-                           float scale)
-{
-  for (long long key = w->begin_key; key < w->end_key; key++)
-    for (int column = 0; column < dim; column += LANES)
-      store_row(at(to, w->batch, w->kv_head, key), to->stride_col, column, dim,
-                load(sums + (key - w->begin_key) * leading + column) * scale);
-}
-
 void backward(const struct fa_params *params, long long task, void *scratch)
 {
-  long long splits = params->num_splits, groups = params->heads_q / params->heads_kv;
-  long long blocks = (params->seqlen_k + BLOCK_N - 1) / BLOCK_N, split_blocks = (blocks + splits - 1) / splits;
-  /* Neighbouring tasks are different heads; causal splits with the most queries come first. */
-  long long heads = params->batch * params->heads_kv, split = task / heads;
-  long long begin = split * split_blocks * BLOCK_N, end = begin + split_blocks * BLOCK_N;
-  begin = begin < params->seqlen_k ? begin : params->seqlen_k;
-  end = end < params->seqlen_k ? end : params->seqlen_k;
-  struct work w = {
-      .params = params,
-      .s = scratch,
-      .batch = task % heads / params->heads_kv,
-      .kv_head = task % params->heads_kv,
-      .begin_key = begin,
-      .end_key = end,
-      .want_d_query = params->grad_query.data != 0,
-      .want_d_key = params->grad_key.data != 0,
-      .want_d_value = params->grad_value.data != 0,
-  };
-  long long sum_rows = (end - begin + 31) / 32 * 32;
+  struct work w = begin_work(params, task, scratch);
+  long long groups = params->heads_q / params->heads_kv;
+  long long sum_rows = (w.end_key - w.begin_key + 31) / 32 * 32;
   w.d_keys = (float *)((char *)scratch + ${scratch_bytes});
   w.d_values = w.d_keys + sum_rows * (GROUPS_QK * 32);
   clear(w.d_keys, sum_rows * ((GROUPS_QK + GROUPS_V) * 32));
@@ -194,11 +150,11 @@ void backward(const struct fa_params *params, long long task, void *scratch)
   unsigned mode = begin_flushing();
   for (w.head = w.kv_head * groups; w.head < (w.kv_head + 1) * groups; w.head++)
 //% if causal
-    for (long long block = begin / BLOCK_M; block < query_blocks(params); block++)
+    for (long long block = w.begin_key / BLOCK_M; block < query_blocks(params); block++)
 //% else
     for (long long block = 0; block < query_blocks(params); block++)
 //% end
-      query_block(&w, split, block);
+      query_block(&w, w.split, block);
   end_flushing(mode);
   end_tiles();
   if (w.want_d_key)
