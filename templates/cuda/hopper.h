@@ -146,12 +146,14 @@ static __device__ __forceinline__ void fence_async_shared()
 
 /* --- products of a warpgroup (wgmma): PTX ISA 9.7.15 --------------------------------------------------------------- */
 
-/* Where a matrix lies in shared memory and how. K-major, swizzled: rows of `swizzle` bytes, 8 of them one after the
- * other, the next 8 `stride_bytes` on (8 * swizzle where they are dense); `leading_bytes` is not used. MN-major,
- * swizzled: the same blocks of 8 rows, a row now being one k; along K the next 8 are `stride_bytes` on, along M or N
- * the next `swizzle` bytes are `leading_bytes` on. Without a swizzle it is made of 8x8 matrices of 128 dense bytes:
- * K-major, `leading_bytes` leads to the next along K and `stride_bytes` to the next along M or N; MN-major, the two
- * change roles. */
+/* Where a matrix lies in shared memory and how; all of it begins at a multiple of 1024 bytes.
+ *     swizzle 32, 64 or 128   8 rows of `swizzle` bytes, one behind the other, are an atom; chunks of 16 bytes are
+ *                             swizzled by the address. K-major, a row is one m or n, and the next 8 are `stride_bytes`
+ *                             on. MN-major, a row is one k, and the next 8 are `stride_bytes` on, while the next
+ *                             `swizzle` bytes of m or n are `leading_bytes` on. K-major, that is not used.
+ *     0                       atoms are 8 chunks of 16 bytes, one behind the other: along m or n the next is
+ *                             `stride_bytes` on, along k `leading_bytes`
+ * Along k, the next 16 of a K-major matrix begin 32 bytes further on inside of its swizzled rows. */
 static __device__ __forceinline__ u64 matrix_descriptor(u32 address, u32 leading_bytes, u32 stride_bytes, int swizzle)
 {
   u64 layout = swizzle == 128 ? 1 : swizzle == 64 ? 2 : swizzle == 32 ? 3 : 0;

@@ -1,13 +1,16 @@
 //%# C = A * B^T, and C += A * B^T, by the pattern of a Hopper attention kernel: no more is in it, so that the pattern
 //%# can be read, tested and broken on purpose. Nothing of the package calls it.
 //%#
-//%# Constants: dtype_16 of A and B ("fp16", "bf16"); block_n, a multiple of 64 up to 192; num_stages;
+//%# Constants: dtype_16 of A and B ("fp16", "bf16"); block_n, a multiple of 64 up to 192; num_stages, at least 2;
 //%# a_is_m_major, b_is_n_major: 0 where neighbours in memory are neighbours along k, 1 where along m or n;
 //%# result: "store", C in the type of A through a tensor map;
 //%#         "add", added to fp32 through a tensor map;
 //%#         "add_fragments", added to fp32 as the accumulators lie in registers.
 //% if block_n % 64 != 0 || block_n > 192
 //%   error "block_n is ${block_n}; it must be 64, 128 or 192"
+//% end
+//% if num_stages < 2
+//%   error "num_stages is ${num_stages}; a stage is given back when the next one's products have begun, so it must be 2"
 //% end
 //% let wgmma_n = block_n
 //% let op = "forward"
