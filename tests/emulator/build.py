@@ -30,7 +30,7 @@ KERNEL_FLAGS = [
     *("-std=c++17", "-O1", "-g", "-fPIC", "-fno-plt", "-fno-strict-aliasing", *FMA),
     *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
-    *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable"),
+    *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-psabi"),
 ]
 RUNTIME_FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-shared"]
 
@@ -106,7 +106,10 @@ _DYNAMIC = re.compile(
     r"(?P<align2>__align__\((?P<bytes2>[^()]*)\)\s+)?(?P<name>\w+)\s*\[\s*\]\s*;",
     re.MULTILINE,
 )
-_KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\)\s*)?(?P<name>\w+)\s*\(")
+_BETWEEN = r"(?:\s|#line[^\n]*\n)*"
+_KERNEL = re.compile(
+    rf"__global__\s+void\b{_BETWEEN}(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\){_BETWEEN})?(?P<name>(?!__)\w+)\s*\("
+)
 
 
 def _end_of_body(text: str, start: int) -> int:

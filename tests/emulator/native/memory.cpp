@@ -15,7 +15,7 @@
 namespace emu {
 
 enum Kind : unsigned char { UNWRITTEN, HOST, GAP, WRITTEN, ADDED, IN_FLIGHT, BARRIER };
-enum { CELL = 2, PAGE = 4096, STACK_BYTES = 256 * 1024 };
+enum { CELL = 2, PAGE = 4096, STACK_BYTES = 256 * 1024, STACK_GUARD = 1 << 20 };
 
 /* One access: by a lane of a warp or, where the agent is an mbarrier, by a copy that its phase waits for. */
 struct Mark {
@@ -468,7 +468,7 @@ void memory_launch() {
   if (shared_arena)
     munmap(shared_arena, shared_arena_bytes);
   if (stacks)
-    munmap(stacks, stacks_bytes);
+    munmap(stacks - STACK_GUARD, stacks_bytes + STACK_GUARD);
   u32 align = machine.shared_alignment;
   shared_offset = align < 1024 ? align : 0;
   size_t resident = (size_t)machine.settings.resident;
@@ -478,8 +478,10 @@ void memory_launch() {
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   size_t threads = resident * machine.block_dim.x * machine.block_dim.y * machine.block_dim.z;
   stacks_bytes = threads * STACK_BYTES;
-  stacks = (unsigned char *)mmap(nullptr, stacks_bytes, PROT_READ | PROT_WRITE,
+  stacks = (unsigned char *)mmap(nullptr, stacks_bytes + STACK_GUARD, PROT_READ | PROT_WRITE,
                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  mprotect(stacks, STACK_GUARD, PROT_NONE); /* what is too large for the first stack ends here */
+  stacks += STACK_GUARD;
   for (size_t i = 0; i < threads; i++)
     mprotect(stacks + i * STACK_BYTES, PAGE, PROT_NONE);
   registers_launch(stacks, stacks_bytes);
