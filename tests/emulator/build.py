@@ -59,9 +59,7 @@ INSTRUCTIONS = {
     "barrier_expect": r"mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _",
     "barrier_try": r"mbarrier\.try_wait\.parity\.shared::cta\.b64 ",
     "tensor_prefetch": r"prefetch\.tensormap \[",
-    "tensor_load": (
-        r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\""
-    ),
+    "tensor_load": (r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\""),
     "tensor_load_multicast": (
         r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\.multicast::cluster\""
     ),
@@ -165,6 +163,7 @@ def translate(source: str) -> str:
     defines = "".join(f"#define EMU_HAS_{name}\n" for name in names)
     headers = ("cuda.h", "instructions.h", "hopper_instructions.h")
     includes = "".join(f'#include "{NATIVE}/{header}"\n' for header in headers)
+    includes += '#line 1 "hopper_instructions.h"\n'  # no place of the kernel
     includes += "".join(f"EMU_WGMMA({n})\n" for name in names for n in re.findall(r"^wgmma_m64n(\d+)k16$", name))
     return (
         f"#define EMU_TYPE {int(bf16)}\n{defines}{includes}{text}\n"
