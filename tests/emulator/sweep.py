@@ -134,14 +134,16 @@ def is_repeatable(case: Case) -> bool:
     return case.op == "forward" or case.deterministic or case.dtype == "fp32"
 
 
-def compare(case: Case, results: dict[str, Tensor], before: dict[Case, dict[str, Tensor]]) -> None:
+def emulate_and_compare(case: Case, before: dict[Case, dict[str, Tensor]]) -> dict[str, Tensor]:
     """What must be repeatable has the bits that it had with other settings; `before` keeps them."""
+    results = emulate(case)
     if not is_repeatable(case):
-        return
+        return results
     earlier = before.setdefault(replace(case, settings=Settings()), results)
     for name, tensor in results.items():
         if not torch.equal(tensor.nan_to_num(7.0), earlier[name].nan_to_num(7.0)):
             raise EmulatorError(f"{case}\n{name} has other bits with another seed")
+    return results
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def run_group(cases: Sequence[Case]) -> list[Outcome]:
 def run_case(case: Case, before: dict[Case, dict[str, Tensor]]) -> Outcome:
     start, error = time.perf_counter(), ""
     try:
-        compare(case, emulate(case), before)
+        emulate_and_compare(case, before)
     except EmulatorError as found:
         error = str(found)
     return Outcome(case, error, time.perf_counter() - start)

@@ -5,12 +5,15 @@ What ran is printed. The cases are in sweep.py.
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
-from emulator import sweep
+from emulator import command, sweep
 from emulator.attention import Case
 from emulator.data import DATA
 from emulator.tensors import LAYOUTS, TORCH
+from flash_attention import cli
 
 KINDS = [(op, dtype, det) for op, det in sweep.OPS for dtype in TORCH if not (det and dtype == "fp32")]
 NAMES = [f"{op}-{dtype}{'-deterministic' * det}" for op, dtype, det in KINDS]
@@ -24,7 +27,8 @@ def test_sweep(op: str, dtype: str, deterministic: bool, capsys: pytest.CaptureF
     with capsys.disabled():
         print(f"\n  {sweep.summary(outcomes)}", end=" ")
     wrong = [outcome for outcome in outcomes if outcome.error]
-    assert not wrong, f"{len(wrong)} of {len(outcomes)} runs are wrong; the first: {wrong[0].case}\n{wrong[0].error}"
+    report = (f"{command.command_line(outcome.case)}\n{outcome.error}" for outcome in wrong[:3])
+    assert not wrong, f"{len(wrong)} of {len(outcomes)} runs are wrong\n" + "\n\n".join(report)
 
 
 @pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)
@@ -66,3 +70,14 @@ def test_a_wrong_kernel_fails_the_sweep() -> None:
     group = [Case(head_dim=16, seqlen_q=20, scale=float("inf")), Case(head_dim=16, seqlen_q=20)]
     outcomes = sweep.run_group(group)
     assert [bool(outcome.error) for outcome in outcomes] == [True, False, True]
+
+
+@pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)
+def test_the_command_that_is_printed_runs_the_same_case(op: str, dtype: str, deterministic: bool) -> None:
+    """What fails in a sweep can be had again alone."""
+    groups = sweep.every_feature(op, dtype, deterministic) + sweep.every_config(op, dtype, deterministic)
+    for case in (case for group in groups for case in group):
+        words = shlex.split(command.command_line(case))
+        assert words[:4] == ["python", "-m", "flash_attention", "emulate"]
+        (again,) = command.cases(cli.build_parser().parse_args(words[3:]))
+        assert again.filled() == case.filled()
