@@ -163,5 +163,5 @@ def emulate(case: Case, change: Change = unchanged) -> dict[str, Tensor]:
         results.update({name: s.tensor for name, s in wanted.items()})
     problems += data.check(case, values, results, expected)
     if problems:
-        raise EmulatorError("\n".join([str(case), *problems]))
+        raise EmulatorError("\n".join(problems))
     return {name: t.clone() for name, t in results.items()}

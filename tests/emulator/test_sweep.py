@@ -33,17 +33,26 @@ def test_sweep(op: str, dtype: str, deterministic: bool, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)
 def test_every_candidate_is_swept(op: str, dtype: str, deterministic: bool) -> None:
-    """A config that the family offers at one of these head dims is run there, and each config causal and not."""
+    """A config that the family offers at one of these head dims is run there."""
     cases = [case for group in sweep.every_config(op, dtype, deterministic) for case in group]
-    everywhere = {case.config for case in cases}
     for d in sweep.head_dims_of(dtype, deterministic):
         swept = {case.config: case.target for case in cases if case.head_dim == d}
         for target in set(swept.values()):
             assert set(swept) == set(sweep.configs_of(op, dtype, d, deterministic, target))
-        everywhere &= set(swept)
-    masks = {(case.config, case.causal) for case in cases}
-    assert everywhere
-    assert all((config, causal) in masks for config in everywhere for causal in (False, True))
+        assert swept
+
+
+@pytest.mark.parametrize(("op", "deterministic"), sweep.OPS)
+def test_every_candidate_is_swept_causal_and_full(op: str, deterministic: bool) -> None:
+    """Of those that are offered at all head dims; of deterministic backward with either dtype."""
+    for dtypes in [("fp16", "bf16")] if deterministic else [(dtype,) for dtype in TORCH]:
+        groups = [group for dtype in dtypes for group in sweep.every_config(op, dtype, deterministic)]
+        cases = [case for group in groups for case in group]
+        dims = {case.head_dim for case in cases}
+        everywhere = set.intersection(*({c.config for c in cases if c.head_dim == d} for d in dims))
+        assert everywhere
+        for config in everywhere:
+            assert {case.causal for case in cases if case.config == config} == {False, True}
 
 
 @pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)

@@ -1,6 +1,7 @@
 /* The way in from Python. */
 #include "machine.h"
 
+#include <cstdio>
 #include <cstring>
 
 namespace emu {
@@ -34,6 +35,7 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
   catch_crashes();
   bool whole = run_grid();
   leave_crashes();
+  fflush(stdout); /* what the kernel has printed */
   return whole ? 0 : 1;
 }
 
