@@ -56,7 +56,8 @@ fa_status fa_compile_source(const char *target, const char *options, const char 
   memset(compiled, 0, sizeof *compiled);
   const fa_target *ops = fa_find_target(target);
   if (!ops)
-    return fa_fail(FA_INVALID_VALUE, message, "target is '%.60s'; it must be cuda:sm_90a, cpu:avx2 or the like", target);
+    return fa_fail(FA_INVALID_VALUE, message, "target is '%.60s'; it must be cuda:sm_90a, cpu:avx2 or the like",
+                   target);
   if (strlen(target) >= sizeof problem.target || strlen(options) >= sizeof kernel.compile_options)
     return fa_fail(FA_INVALID_VALUE, message, "target or compile options are too long: '%.60s', '%.60s'", target,
                    options);

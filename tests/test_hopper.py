@@ -11,11 +11,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from flash_attention import _native
-from gpu import driver, recorded
+from gpu import driver, layouts, recorded
 from gpu.matmul import Call, Matmul
 
 RESULTS = ("store", "add", "add_fragments")
@@ -87,6 +88,17 @@ def test_recorded_kernels_compile(dtype: str) -> None:
     """A recording is a run on a machine that is not at hand: it must not end at a typing error."""
     for n in (8, 80, 256):
         assert_clean(_native.compile_source("cuda:sm_90a", recorded.wgmma_source(n, dtype)), (n, dtype))
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda layout: layout.name)
+def test_layouts_hold_each_element_once(layout: layouts.Layout) -> None:
+    """Of what is recorded: no two elements in one place, none outside of the image."""
+    for rows in (8, 64, 80, 256):
+        addresses = layout.addresses(rows)
+        image = recorded.b_image(rows) if rows != 64 else min(recorded.b_image(rows), recorded.A_IMAGE)
+        assert len(np.unique(addresses)) == rows * 16
+        assert addresses.max() < image
+        assert not (addresses % 2).any()
 
 
 def test_what_does_not_fit_is_an_error() -> None:

@@ -27,7 +27,7 @@ examples:
   python -m flash_attention info
   python -m flash_attention source --op forward --dtype fp32 --head-dim 64 --target cpu:avx2 | less
   python -m flash_attention compile --op backward --dtype bf16 --head-dim 128 --causal
-  python -m flash_attention source --template cuda/tile.h --set pitch_qk=72 --set pitch_v=72
+  python -m flash_attention source --template cuda/ptx.h --set op=forward --set dtype_16=bf16
   python -m flash_attention emulate --op backward --dtype bf16 --head-dim 64 --causal
   python -m flash_attention cache verify
   python -m flash_attention bench --quick
@@ -193,7 +193,11 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 def add_template_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", metavar="NAME", help="any template instead of a problem's: cuda/matmul.cu")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="K=V", help="a constant of --template: a number or text"
+        "--set",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="a constant of --template, a number or text; repeatable",
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from emulator import attention, data
 from emulator.attention import Case, FaParams
+from emulator.machine import Settings
 from emulator.tensors import TORCH, FaTensor
 from gpu import driver
 
@@ -21,13 +22,14 @@ CASES = {
     "fp32_causal": Case(dtype="fp32", head_dim=64, causal=True, heads_q=1, seqlen_q=67),
     "fp32_odd": Case(dtype="fp32", head_dim=19, heads_q=1, seqlen_q=37, seqlen_k=130),
 }
+DEFAULT = Settings()
 GIVEN = ("query", "key", "value", "grad_output")
 GRADIENTS = ("grad_query", "grad_key", "grad_value")
 
 
-def filled(name: str, op: str, target: str) -> Case:
+def filled(name: str, op: str, target: str, settings: Settings = DEFAULT) -> Case:
     """deterministic: in a fixed order, backward's sums differ by nothing but what the bound counts."""
-    return replace(CASES[name], op=op, target=target, deterministic=True).filled()
+    return replace(CASES[name], op=op, target=target, deterministic=True, settings=settings).filled()
 
 
 def inputs(name: str) -> dict[str, Tensor]:

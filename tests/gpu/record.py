@@ -40,17 +40,17 @@ def record_mma(run: Run, dtype: str) -> dict[str, np.ndarray]:
 
 
 def record_wgmma(run: Run, dtype: str, n: int) -> dict[str, np.ndarray]:
-    """names, a, b, c: of each set of operands, as of mma. sets: which of them each case of wgmma_cases has; its result
-    is results[which]: most are equal, and kept once."""
+    """names, seeds, a, b, c: of each set of operands, as of mma. sets: which of them each case of wgmma_cases has; its
+    result is results[which]: most are equal, and kept once."""
     sets = recorded.wgmma_sets(n, dtype)
     a, b, c = (np.stack(x) for x in zip(*(operands.make(*s, 64, n, dtype) for s in sets), strict=True))
     cases = recorded.wgmma_cases(sets)
     index = [i for i, *_ in cases]
     result = recorded.multiply_wgmma(run, a[index], b[index], c[index], dtype, [case[1:] for case in cases])
     results, which = np.unique(result.view(np.uint32).reshape(len(cases), -1), axis=0, return_inverse=True)
-    names = np.array([name for name, _ in sets])
+    names, seeds = (np.array(x) for x in zip(*sets, strict=True))
     kept = {"results": results.reshape(-1, 64, n).view(np.float32), "which": which.reshape(-1).astype(np.uint8)}
-    return {"names": names, "a": a, "b": b, "c": c, "sets": np.array(index, np.uint8), **kept}
+    return {"names": names, "seeds": seeds, "a": a, "b": b, "c": c, "sets": np.array(index, np.uint8), **kept}
 
 
 def record_functions(run: Run) -> dict[str, np.ndarray]:
