@@ -35,8 +35,8 @@ SWIZZLES = {
 
 
 def place_k_major(values: np.ndarray, swizzle: int, leading: int, stride: int, size: int) -> np.ndarray:
-    """An image of shared memory, `size` bytes, of values[row][k] (16 bits). Pieces of 8 rows, `stride` bytes apart; rows of
-    `swizzle` bytes, of 16 without one, and then the next 8 k are a piece of their own `leading` bytes on."""
+    """An image of shared memory, `size` bytes, of values[row][k] (16 bits). Pieces of 8 rows, `stride` bytes apart;
+    rows of `swizzle` bytes, of 16 without one, and then the next 8 k are a piece of their own `leading` bytes on."""
     image = np.zeros(size // 2, np.uint16)
     width = swizzle or 16
     for row, k in np.ndindex(*values.shape):

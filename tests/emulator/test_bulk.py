@@ -1,4 +1,4 @@
-"""Bulk copies (TMA): what they bring where, what lies outside of a tensor, stores, additions, and the driver's rules."""
+"""Bulk copies (TMA): what they bring where, what lies outside of a tensor, stores, additions, the driver's rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from emulator.test_instructions import bits
 
 # One box comes to shared memory, and shared memory as it is goes out.
 LOAD = """
-extern "C" __global__ void kernel(const __grid_constant__ tensor_map in_a, u32 *out_x, int bytes, int c0, int c1, int c2) {
+extern "C" __global__ void
+kernel(const __grid_constant__ tensor_map in_a, u32 *out_x, int bytes, int c0, int c1, int c2) {
   extern __shared__ __align__(1024) unsigned char shared[];
   u32 at = shared_address(shared), barrier = at + bytes;
   if (threadIdx.x == 0) {

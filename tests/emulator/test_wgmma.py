@@ -49,8 +49,8 @@ kernel(const u32 *in_image, const float *in_c, float *out_c, int words, int tran
     out_c[threadIdx.x * 64 + i] = c[i];
 }
 """
-# (rows, K-major or not, swizzle): leading offset, stride, bytes from one k16 step to the next. No offset is the dense one
-# where it need not be, so that each can only be right in its own role.
+# By swizzle: leading offset, stride, bytes from one k16 step to the next. No offset is the dense one where it need not
+# be, so that each can only be right in its own role.
 K_MAJOR = {0: (10240, 192, 20480), 32: (16, 768, 0), 64: (16, 1536, 32), 128: (16, 2048, 32)}
 MN_MAJOR_A = {0: (4096, 256, 8192), 32: (4096, 512, 1024), 64: (8192, 1024, 2048), 128: (16, 2048, 4096)}
 MN_MAJOR_B = {0: (4096, 192, 8192), 32: (2048, 512, 1024), 64: (4096, 1024, 2048), 128: (12288, 2048, 4096)}
@@ -105,7 +105,7 @@ def test_operands_in_shared_memory(swizzle: int, trans: int) -> None:
 
 
 def test_descriptor_bits() -> None:
-    """Address, leading and stride offset without their lowest four bits from bits 0, 16 and 32; layout in bits 62, 63."""
+    """Address, leading and stride offset without their lowest four bits from bits 0, 16 and 32; layout in 62, 63."""
     out = np.zeros(5, np.uint64)
     run(
         """

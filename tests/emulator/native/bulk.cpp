@@ -54,8 +54,10 @@ static void bring(BulkCopy &copy, size_t count) {
     Mbarrier &barrier = *std::find_if(target.mbarrier.begin(), target.mbarrier.end(),
                                       [&](const Mbarrier &b) { return b.address == copy.barrier; });
     if (barrier.phase != copy.phases[t])
-      finding(copy.pc, "bytes come in phase %u of the mbarrier at %s; their copy was begun in phase %u, which has not "
-                       "waited for them", barrier.phase, barrier.name.c_str(), copy.phases[t]);
+      finding(copy.pc,
+              "bytes come in phase %u of the mbarrier at %s; their copy was begun in phase %u, which has not "
+              "waited for them",
+              barrier.phase, barrier.name.c_str(), copy.phases[t]);
     barrier_bytes(target, copy.barrier, (long)(count * CHUNK), copy.pc);
   }
   copy.written += count;
@@ -231,7 +233,8 @@ static void mark_reads(const BulkCopy &copy, ReadState state) {
 static void store(std::vector<Piece> pieces, Kind kind, int type, const char *what, uintptr_t pc) {
   Thread &thread = *machine.now;
   std::unique_ptr<BulkCopy> copy(new BulkCopy());
-  *copy = {kind, type, &thread, thread.warp->block, {}, {}, 0, std::move(pieces), 0, 0, {}, false, thread.bulk_group, pc};
+  *copy = {kind, type, &thread, thread.warp->block, {}, {}, 0, std::move(pieces), 0,
+           0,    {},   false,   thread.bulk_group,  pc};
   for (const Piece &piece : copy->pieces) {
     u32 bytes = piece.end - piece.begin;
     shared_place(*copy->block, piece.address, CHUNK, what, pc);

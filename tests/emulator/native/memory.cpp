@@ -110,7 +110,7 @@ static bool is_collective(Access access) { return access == COLLECTIVE_READ || a
 static bool is_async(Access access) { return access == PRODUCT_READ || access == BULK_READ || access == BULK_WRITE; }
 static bool is_add(Access access) { return access == ATOMIC || access == BULK_ADD; }
 static const char *verb(Access access) {
-  static const char *const verbs[] = {"reads",        "writes",     "writes",     "reads",     "reads",
+  static const char *const verbs[] = {"reads",       "writes",     "writes",      "reads",       "reads",
                                       "wgmma reads", "copy reads", "copy writes", "copy adds to"};
   return verbs[access];
 }
@@ -120,20 +120,18 @@ struct Place {
   const SharedPlace *shared;
   const Region *region;
   size_t offset;
-  std::string text() const {
-    return (shared ? shared->part() : region->name) + " + " + std::to_string(offset);
-  }
+  std::string text() const { return (shared ? shared->part() : region->name) + " + " + std::to_string(offset); }
 };
 
 static void check_order(const Mark &w, Access access, const Place &place, uintptr_t pc) {
   bool collective = is_collective(access);
   if (ordered(w, collective)) {
     if (is_async(access) && !fenced(w, collective))
-      finding(pc, "%s %s, written by %s with no fence_async_shared behind it", verb(access), place.text().c_str(), describe(w).c_str());
+      finding(pc, "%s %s, written by %s with no fence_async_shared behind it", verb(access), place.text().c_str(),
+              describe(w).c_str());
   } else if (w.agent >= MAX_WARPS) {
     Block *block = find_block(w.block);
-    finding(pc,
-            "race: %s %s, where %s brings data, and phase %u of the barrier at %s has not been waited for",
+    finding(pc, "race: %s %s, where %s brings data, and phase %u of the barrier at %s has not been waited for",
             verb(access), place.text().c_str(), describe(w).c_str(), w.clock - 1,
             block ? block->mbarrier[w.agent - MAX_WARPS].name.c_str() : "");
   } else if (w.clock == NEVER) {
@@ -177,7 +175,9 @@ std::string SharedPlace::part() const {
   return !machine.now || block == machine.now->warp->block ? text : text + " of block " + std::to_string(block->index);
 }
 
-static size_t first_cell(const SharedPlace &place) { return place.offset / CELL + (place.is_static ? dynamic_cells() : 0); }
+static size_t first_cell(const SharedPlace &place) {
+  return place.offset / CELL + (place.is_static ? dynamic_cells() : 0);
+}
 static size_t count_cells(const SharedPlace &place, size_t bytes) {
   return (place.offset % CELL + bytes + CELL - 1) / CELL;
 }
@@ -194,8 +194,9 @@ static void check_readers(SharedShadow &shadow, size_t cell, const SharedPlace &
     bool own = target.block == t.warp->block && r == t.warp->index && lane == ALL_LANES && clock != NEVER;
     bool fine = own || knows(target.block->index, r, clock, lane, false);
     if (!fine && access != ATOMIC)
-      finding(pc, clock == NEVER ? "race: %s %s, which an asynchronous operation of warp %u still reads, begun at %s"
-                                 : "race: %s %s, read by warp %u at %s, with no barrier in between",
+      finding(pc,
+              clock == NEVER ? "race: %s %s, which an asynchronous operation of warp %u still reads, begun at %s"
+                             : "race: %s %s, read by warp %u at %s, with no barrier in between",
               verb(access), place.text().c_str(), r, at(shadow.read_pc[cell]).c_str());
     reads[r] = 0;
   }

@@ -1,6 +1,7 @@
 /*
  * Registers, as far as correctness depends on them. Local variables that instructions take by reference lie on the
- * stacks of threads, and accesses to them are seen, as far as the compiler has not kept a value in a register of its own.
+ * stacks of threads, and accesses to them are seen, as far as the compiler has not kept a value in a register of its
+ * own.
  *
  * Products of warpgroups: accumulators must not be touched, and registers of A not be written, from a product's
  * beginning to the wait for it; and a wgmma_fence must lie between an access to either and the product, except between

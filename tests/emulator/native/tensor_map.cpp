@@ -49,7 +49,8 @@ std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coord
       global += index * (long)map.stride[d];
     }
     for (long byte = 0; byte < row_bytes; byte += CHUNK) {
-      long begin = std::clamp(-(first + byte), 0l, (long)CHUNK), end = std::clamp(limit - first - byte, 0l, (long)CHUNK);
+      long begin = std::clamp(-(first + byte), 0l, (long)CHUNK),
+           end = std::clamp(limit - first - byte, 0l, (long)CHUNK);
       u32 address = swizzled(shared + row * (u32)row_bytes + (u32)byte, map.swizzle, 0);
       bool any = exists && begin < end;
       pieces.push_back({address, any ? (u32)begin : 0, any ? (u32)end : 0, global + first + byte});
