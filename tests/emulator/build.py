@@ -59,9 +59,7 @@ INSTRUCTIONS = {
     "barrier_expect": r"mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _",
     "barrier_try": r"mbarrier\.try_wait\.parity\.shared::cta\.b64 ",
     "tensor_prefetch": r"prefetch\.tensormap \[",
-    "tensor_load": (
-        r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\""
-    ),
+    "tensor_load": (r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\""),
     "tensor_load_multicast": (
         r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\.multicast::cluster\""
     ),
