@@ -110,6 +110,17 @@ _KERNEL = re.compile(
 )
 
 
+def missing() -> str:
+    """Why the emulator does not run here; "" if it does."""
+    if platform.machine() not in ("x86_64", "aarch64"):
+        return f"it switches stacks on x86-64 and aarch64, not on {platform.machine()}"
+    try:
+        version = subprocess.run([CXX, "-dumpversion"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return f"it needs {CXX}, which is not there"
+    return "" if int(version.split(".")[0]) >= 12 else f"it needs g++ 12 or newer; {CXX} is {version.strip()}"
+
+
 def _end_of_body(text: str, start: int) -> int:
     """Behind the brace that closes the first one at or behind `start`."""
     depth, position = 0, start
@@ -163,6 +174,7 @@ def translate(source: str) -> str:
     defines = "".join(f"#define EMU_HAS_{name}\n" for name in names)
     headers = ("cuda.h", "instructions.h", "hopper_instructions.h")
     includes = "".join(f'#include "{NATIVE}/{header}"\n' for header in headers)
+    includes += '#line 1 "hopper_instructions.h"\n'  # no place of the kernel
     includes += "".join(f"EMU_WGMMA({n})\n" for name in names for n in re.findall(r"^wgmma_m64n(\d+)k16$", name))
     return (
         f"#define EMU_TYPE {int(bf16)}\n{defines}{includes}{text}\n"

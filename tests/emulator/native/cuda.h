@@ -38,6 +38,7 @@ float emu_to_float(unsigned short bits, int type);
 unsigned short emu_from_float(float x, int type);
 int emu_load_acquire(const int *flag);
 void emu_store_release(int *flag, int value);
+int printf(const char *format, ...);
 }
 
 /* --- indices and vectors ----------------------------------------------------------------------------------------- */

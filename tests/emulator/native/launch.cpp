@@ -2,6 +2,7 @@
 #include "machine.h"
 
 #include <algorithm>
+#include <cstdio>
 
 namespace emu {
 
@@ -40,6 +41,7 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
   catch_crashes();
   bool whole = run_grid();
   leave_crashes();
+  fflush(stdout); /* what the kernel has printed */
   return whole ? 0 : 1;
 }
 
