@@ -109,6 +109,11 @@ typedef struct fa_compiled {
   char command[2048];                       /* how it was run */
 } fa_compiled;
 FA_API fa_status fa_compile(const fa_problem *problem, const char *config, fa_compiled *compiled, char *message);
+/* Any template of the template directory ("cuda/matmul.cu"), with "name=value,..." as its constants: numbers where they
+ * are integers, else text. And any source, compiled with these options and no others but those of every kernel. */
+FA_API fa_status fa_expand(const char *name, const char *constants, char **text, char *message);
+FA_API fa_status fa_compile_source(const char *target, const char *options, const char *source, fa_compiled *compiled,
+                                   char *message);
 /* Configs of a problem, one a line, best guess first. */
 FA_API fa_status fa_list_configs(const fa_problem *problem, char **text, char *message);
 /* "name: value" lines: version, template directory and digest, CPU, instruction sets, compiler, cache place and size.

@@ -12,7 +12,7 @@
  *       target_cpu.c, cpu_*.c                      a CPU and the system's C compiler
  *       target_cuda.c, cuda_*.c, nvrtc*.c          a GPU, its driver and NVRTC
  *     sync.c, settings.c, templates.c              state of the process
- *     api.c, report.c, host.c                      the rest of flash_attention.h
+ *     api.c, expand.c, report.c, host.c            the rest of flash_attention.h
  *
  * All functions that return fa_status write `message` (FA_MESSAGE_SIZE bytes) on failure only.
  */

@@ -102,9 +102,39 @@ def test_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     assert kernel.read_bytes()[:4] == b"\x7fELF"
 
 
+MATMUL = ("--template", "cuda/matmul.cu", "--set", "dtype_16=bf16", "--set", "block_n=64", "--set", "num_stages=2")
+MATMUL += ("--set", "a_is_m_major=0", "--set", "b_is_n_major=1", "--set", "result=store")
+
+
+def test_any_template_is_expanded_with_its_constants(capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers count, text compares; what no line reads is an error (below)."""
+    text = printed(capsys, "source", *MATMUL)
+    assert '#line 1 "cuda/ptx.h"' in text
+    assert "wgmma_m64n64k16<0, 1>(c, from_a" in text
+    assert "BLOCK_N = 64," in text
+    assert "f32.bf16.bf16" in text
+    assert "f32.f16.f16" not in text
+
+
+def test_any_template_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    if "cuda compiler: none" in _native.info():
+        pytest.skip("there is no NVRTC here; PyTorch for CUDA brings one")
+    text = printed(capsys, "compile", *MATMUL, "--target", "cuda:sm_90a")
+    assert "command: nvrtc --gpu-architecture=sm_90a " in text
+    assert "registers: 168 of a thread, 0 bytes spilled" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("source", "--dtype", "fp32"), "--op is missing"),
+        (("source", "--template", "cuda/none.h"), 'template "cuda/none.h" cannot be read'),
+        (("source", "--template", "../setup.py"), "relative to the template directory"),
+        (("source", "--template", "cuda/matmul.cu"), "matmul.cu:9: unknown name 'block_n'"),
+        (("source", *MATMUL, "--set", "colour=3"), "constant 'colour' was set but no template reads it"),
+        (("source", *MATMUL, "--set", "block_n"), "--set is 'block_n'; it must be name=value"),
+        (("source", *MATMUL, "--set", "block_n=many"), "matmul.cu:9: "),
+        (("compile", *MATMUL, "--target", "z80"), "target is 'z80'"),
         (("source", *PROBLEM[:-1], "640"), "head_dim is 640"),
         (("source", *PROBLEM, "--target", "cpu:z80"), "cpu:z80"),
         (("source", *PROBLEM, "--target", "cuda:z80"), "cuda:z80"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,8 @@ def functions() -> ctypes.CDLL:
         "fa_device_target": (ctypes.c_int, [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, message]),
         "fa_source": (ctypes.c_int, [problem, message, text, ctypes.c_char_p, ctypes.c_size_t, message]),
         "fa_compile": (ctypes.c_int, [problem, message, ctypes.POINTER(CompiledStruct), message]),
+        "fa_expand": (ctypes.c_int, [ctypes.c_char_p, ctypes.c_char_p, text, message]),
+        "fa_compile_source": (ctypes.c_int, [*[ctypes.c_char_p] * 3, ctypes.POINTER(CompiledStruct), message]),
         "fa_list_configs": (ctypes.c_int, [problem, text, message]),
         "fa_info": (ctypes.c_int, [text]),
         "fa_get_statistics": (None, [ctypes.POINTER(Statistics)]),
@@ -151,10 +154,30 @@ def source(of: Problem, config: str = "") -> tuple[str, str]:
     return take_text(text), decode(used.value)
 
 
+def expand(template: str, constants: Mapping[str, int | str]) -> str:
+    """A template of the template directory, "cuda/matmul.cu", expanded with these constants."""
+    text = ctypes.c_void_p()
+    items = ",".join(f"{name}={value}" for name, value in constants.items())
+    call("fa_expand", template.encode(), items.encode(), ctypes.byref(text))
+    return take_text(text)
+
+
 def compile_kernel(of: Problem, config: str = "") -> Compiled:
     """Render and compile, without the cache."""
     struct = CompiledStruct()
     call("fa_compile", ctypes.byref(of), config.encode(), ctypes.byref(struct))
+    return take_compiled(struct)
+
+
+def compile_source(target: str, source: str, options: str = "--std=c++17") -> Compiled:
+    """Compile any source as a kernel's is, without the cache."""
+    struct = CompiledStruct()
+    call("fa_compile_source", target.encode(), options.encode(), source.encode(), ctypes.byref(struct))
+    return take_compiled(struct)
+
+
+def take_compiled(struct: CompiledStruct) -> Compiled:
+    """Copy what a compiler made and free it."""
     image = ctypes.string_at(struct.image, struct.image_length)
     functions().fa_free(struct.image)
     log = take_text(ctypes.c_void_p(struct.log))

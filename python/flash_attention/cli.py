@@ -27,6 +27,7 @@ examples:
   python -m flash_attention info
   python -m flash_attention source --op forward --dtype fp32 --head-dim 64 --target cpu:avx2 | less
   python -m flash_attention compile --op backward --dtype bf16 --head-dim 128 --causal
+  python -m flash_attention source --template cuda/ptx.h --set op=forward --set dtype_16=bf16
   python -m flash_attention cache verify
   python -m flash_attention bench --quick
 
@@ -39,6 +40,9 @@ class CommandError(Exception):
 
 
 def native_problem(arguments: argparse.Namespace) -> _native.Problem:
+    for name in ("op", "dtype", "head_dim"):
+        if getattr(arguments, name) is None:
+            raise CommandError(f"--{name.replace('_', '-')} is missing: a problem has --op, --dtype and --head-dim")
     return _native.problem(
         op=arguments.op,
         dtype=arguments.dtype,
@@ -64,17 +68,35 @@ def run_info(arguments: argparse.Namespace) -> None:
         print(f"  {name}={os.environ[name]}" if name in os.environ else f"  {name} is not set ({meaning})")
 
 
+def template_source(arguments: argparse.Namespace) -> str:
+    """The template of --template, expanded with what --set says."""
+    constants: dict[str, str] = {}
+    for item in arguments.set:
+        name, equals, value = item.partition("=")
+        if not name or not equals or "," in value:
+            raise CommandError(f"--set is {item!r}; it must be name=value, without a comma")
+        constants[name] = value
+    return _native.expand(arguments.template, constants)
+
+
 def run_source(arguments: argparse.Namespace) -> None:
     """Print the generated source; the config that was used is in its first lines."""
+    if arguments.template:
+        sys.stdout.write(template_source(arguments))
+        return
     source, _ = _native.source(native_problem(arguments), arguments.config)
     sys.stdout.write(source)
 
 
 def run_compile(arguments: argparse.Namespace) -> None:
     """Compile a kernel outside of the cache and say what came of it."""
-    problem = native_problem(arguments)
-    source, config = _native.source(problem, arguments.config)
-    compiled = _native.compile_kernel(problem, arguments.config)
+    if arguments.template:
+        source, config = template_source(arguments), ",".join(arguments.set)
+        compiled = _native.compile_source(arguments.target or _native.device_target("cpu"), source)
+    else:
+        problem = native_problem(arguments)
+        source, config = _native.source(problem, arguments.config)
+        compiled = _native.compile_kernel(problem, arguments.config)
     print(f"config: {config}")
     print(f"source: {len(source.encode())} bytes, {source.count(chr(10))} lines")
     print(f"compiler: {compiled.compiler}")
@@ -140,9 +162,9 @@ def positive(text: str) -> int:
 
 
 def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--op", choices=("forward", "backward"), required=True)
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), required=True)
-    parser.add_argument("--head-dim", type=positive, required=True, metavar="N", help="of query and key, 1 to 256")
+    parser.add_argument("--op", choices=("forward", "backward"))
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"))
+    parser.add_argument("--head-dim", type=positive, metavar="N", help="of query and key, 1 to 256")
     parser.add_argument("--head-dim-v", type=positive, metavar="N", help="of value and output (default: --head-dim)")
     parser.add_argument("--causal", action="store_true", help="query i sees keys 0 to i")
     parser.add_argument(
@@ -158,6 +180,17 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="", metavar="K=V,...", help="settings to change from the best guess, such as block_m=64"
+    )
+
+
+def add_template_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--template", metavar="NAME", help="any template instead of a problem's: cuda/matmul.cu")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="a constant of --template, a number or text; repeatable",
     )
 
 
@@ -228,9 +261,11 @@ def build_parser() -> argparse.ArgumentParser:
     source = add("source", run_source, "print the source that is generated for a problem")
     add_problem_arguments(source)
     add_config_argument(source)
+    add_template_arguments(source)
     command = add("compile", run_compile, "compile a kernel without the cache; print size, time and compiler")
     add_problem_arguments(command)
     add_config_argument(command)
+    add_template_arguments(command)
     command.add_argument("-o", "--output", metavar="FILE", help="keep the compiled kernel in this file")
     add_problem_arguments(add("configs", run_configs, "list the configs that the tuner chooses from, best guess first"))
     cache = add(

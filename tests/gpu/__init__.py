@@ -1,0 +1,1 @@
+"""What tests do with a real GPU beside calls of attention: launches of any kernel, recordings, sanitized runs."""
