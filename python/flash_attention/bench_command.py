@@ -93,7 +93,7 @@ def run_smallest(arguments: argparse.Namespace, device: str, folder: Path, machi
 
 
 def run_startup(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
-    rows = measure_startup(device, 3 if arguments.quick or device == "cuda" else 7)
+    rows = measure_startup(device, 2 if device == "cuda" else 3 if arguments.quick else 7)
     print("\n".join(bench_report.startup_lines(rows)))
     path = folder / f"startup_{device}.csv"
     bench_report.write(path, bench_report.startup_rows(rows), machine, command)
