@@ -41,3 +41,9 @@ def test_matmul_of_all_layouts(dtype: str, majors: tuple[bool, bool]) -> None:
 def test_matmul_with_parts_of_k_in_blocks_of_their_own() -> None:
     for result in ("add", "add_fragments"):
         run(Matmul(64, 40, 330, "fp16", 64, result=result, splits=3, data="normal"), seed=7, shuffle=True)
+
+
+def test_matmul_of_more_blocks_than_run_at_once() -> None:
+    """Threads of later blocks take the stacks of those that have ended, and nothing else of them."""
+    for resident in (1, 2):
+        run(Matmul(384, 130, 64, block_n=64, result="add"), resident=resident, timing="late")

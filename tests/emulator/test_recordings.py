@@ -17,7 +17,7 @@ from emulator import attention, intervals, launches, tensors
 from emulator.attention import Case
 from emulator.machine import Memory, Settings, lonely
 from gpu import attention as recorded_attention
-from gpu import recorded
+from gpu import operands, recorded
 
 FILES = sorted((Path(__file__).parent / "recordings").glob("sm_*/*.npz"))
 
@@ -45,6 +45,19 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, names: list[str])
             a, e = actual[i][first], expected[i][first]
             lines.append(f"{name} [{i}]: {len(places)} of {differ[i].size}; {first} is {a!r}, the GPU has {e!r}")
     assert not lines, "\n".join(lines)
+
+
+@pytest.mark.parametrize("n", [8, 64, 80, 256])
+def test_wgmma_finds_each_element_in_every_layout(n: int) -> None:
+    """Without a recording: layouts.py, written from the PTX ISA, and the emulator's decoding of descriptors agree."""
+    sets = [("integers", 0)]
+    a, b, c = (x[None] for x in operands.make("integers", 0, 64, n, "fp16"))
+    cases = recorded.wgmma_cases(sets)
+    index = np.zeros(len(cases), int)
+    actual = recorded.multiply_wgmma(launches.run, a[index], b[index], c[index], "fp16", [case[1:] for case in cases])
+    expected = c[0] + operands.from_bits(a[0], "fp16") @ operands.from_bits(b[0], "fp16").T
+    for (_, of_a, of_b), result in zip(cases, actual, strict=True):
+        assert (result == expected).all(), (of_a.name if of_a else "registers", of_b.name)
 
 
 @pytest.mark.parametrize("path", kinds("mma"))

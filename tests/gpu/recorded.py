@@ -38,14 +38,15 @@ extern "C" __global__ void multiply(const half_bits *a, const half_bits *b, floa
 
 # Of each block, fields has: where the images begin and how long they are, the descriptors' fields, and which product.
 WGMMA = """
-enum { N = WIDTH, A_BYTES, A_START, A_LEADING, A_STRIDE, A_SWIZZLE, B_BYTES, B_START, B_LEADING, B_STRIDE, B_SWIZZLE,
-       PRODUCT, NUM_FIELDS };
+enum { N = WIDTH };
+enum { A_BYTES, A_START, A_LEADING, A_STRIDE, A_SWIZZLE, B_BYTES, B_START, B_LEADING, B_STRIDE, B_SWIZZLE, PRODUCT,
+       NUM_FIELDS };
 
 extern "C" __global__ void __launch_bounds__(128) multiply(const unsigned char *a_images, const unsigned char *b_images,
                                                            const half_bits *a, const int *fields, float *c)
 {
   extern __shared__ __align__(1024) unsigned char shared[];
-  fields += blockIdx.x * (NUM_FIELDS - A_BYTES) - A_BYTES;
+  fields += blockIdx.x * NUM_FIELDS;
   a_images += (long long)blockIdx.x * A_IMAGE, b_images += (long long)blockIdx.x * B_IMAGE;
   a += blockIdx.x * 1024, c += (long long)blockIdx.x * 64 * N;
   for (int i = threadIdx.x * 16; i < fields[A_BYTES]; i += 2048)

@@ -22,7 +22,8 @@ enum { WORD = 4, LEAST = 24, MOST = 256, STEP = 8 };
 
 static unsigned char *stacks;
 static size_t stacks_bytes, stamps_bytes;
-static u32 *stamps; /* of each word of the stacks */
+static u32 *stamps;    /* of each word of the stacks */
+static u32 last_fence; /* of all threads, as a thread gets the stack of one that has ended */
 
 void registers_launch(unsigned char *begin, size_t bytes) {
   if (stamps)
@@ -31,6 +32,7 @@ void registers_launch(unsigned char *begin, size_t bytes) {
   stacks_bytes = stamps_bytes = bytes;
   stamps = (u32 *)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   machine.watches_registers = false;
+  last_fence = 0;
 }
 
 /* --- accesses ---------------------------------------------------------------------------------------------------- */
@@ -67,7 +69,7 @@ void touch_registers(const void *address, size_t bytes, bool writes, uintptr_t p
 
 void registers_fence(Thread &thread) {
   machine.watches_registers = true;
-  thread.fences++;
+  thread.fences = ++last_fence;
 }
 
 /* Has the thread left them alone since its last fence? */
