@@ -20,7 +20,9 @@ class TensorMap(ctypes.Structure):
 def _check(address: int, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int], bytes_: int) -> None:
     rank = len(sizes)
     if not 1 <= rank <= 5 or len(strides) != rank - 1 or len(box) != rank:
-        raise ValueError(f"{rank} dimensions, {len(strides)} strides, {len(box)} sizes of the box; 1 to 5, one less, as many")
+        raise ValueError(
+            f"{rank} dimensions, {len(strides)} strides, {len(box)} sizes of the box; 1 to 5, one less, as many"
+        )
     if address % 16:
         raise ValueError("the tensor's address must be a multiple of 16")
     if not all(1 <= size <= 2**32 for size in sizes):
