@@ -96,6 +96,10 @@ class Memory:
             raise ValueError(f"{self.name}: {self._state.size} states for {cells} cells")
 
 
+# Of the emulator, not of a kernel; kernel.cpp has what stands in front of the first template.
+UNSEEN_FILES = ("cuda.h:", "instructions.h:", "hopper_instructions.h:", "emulator entries:", "kernel.cpp:")
+
+
 @lru_cache(maxsize=4096)
 def _source_line(module: str, offset: str) -> str:
     command = ["addr2line", "-e", module, "-f", "-i", "-C", "-s", offset]
@@ -103,8 +107,8 @@ def _source_line(module: str, offset: str) -> str:
     frames = []
     for function, place in zip(lines[::2], lines[1::2], strict=False):
         where = re.sub(r" \(discriminator \d+\)", "", place)
-        if not where.startswith(("cuda.h:", "instructions.h:", "hopper_instructions.h:", "emulator entries:")):
-            frames.append(f"{where} ({function.split('(')[0]})")
+        if not where.startswith(UNSEEN_FILES):
+            frames.append(f"{where} ({function.split('(')[0].removeprefix('void ')})")
     return " < ".join(frames) or offset
 
 

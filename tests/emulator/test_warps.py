@@ -49,18 +49,25 @@ def test_phases_of_mbarriers(seed: int) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
-def test_lane_that_arrives_speaks_for_itself() -> None:
-    """Without __syncwarp, what the other lanes have read is not known to those who wait."""
+@pytest.mark.parametrize("seed", range(6))
+def test_lane_that_arrives_speaks_for_itself(seed: int) -> None:
+    """Without __syncwarp, what the other lanes have read is not known to those who wait, even if they were earlier."""
+    text = MESSAGES.replace("__syncwarp();", "__shfl_sync(0xffffffffu, 0, 0);")
     with pytest.raises(EmulatorError, match=r"race: writes static shared memory .* read by warp 1"):
-        run(MESSAGES.replace("__syncwarp();", ""), np.zeros(32, np.float32), 7, block=64, widths=())
+        run(text, np.zeros(32, np.float32), 2, block=64, widths=(), settings=Settings(seed))
 
 
-def test_lane_that_waits_learns_for_itself() -> None:
-    """One lane waits; the others know of nothing before __syncwarp."""
+@pytest.mark.parametrize("seed", range(6))
+def test_lane_that_waits_learns_for_itself(seed: int) -> None:
+    """One lane waits; the others, even if they go on after it, know of nothing before __syncwarp."""
     text = MESSAGES.replace("barrier_wait(full, i % 2);", "if (lane == 3) barrier_wait(full, i % 2); MEET")
-    run(text.replace("MEET", "__syncwarp();"), np.zeros(32, np.float32), 7, block=64, widths=())
-    with pytest.raises(EmulatorError, match=r"race: reads static shared memory|nobody has written"):
-        run(text.replace("MEET", "__activemask();"), np.zeros(32, np.float32), 7, block=64, widths=())
+    out = np.zeros(32, np.float32)
+    run(text.replace("MEET", "__syncwarp();"), out, 7, block=64, widths=(), settings=Settings(seed))
+    with pytest.raises(EmulatorError, match=r"race: reads static shared memory"):
+        run(
+            text.replace("MEET", "__shfl_sync(0xffffffffu, 0, 0);"), out, 7,
+            block=64, widths=(), settings=Settings(seed),
+        )  # fmt: skip
 
 
 def test_named_barriers() -> None:
