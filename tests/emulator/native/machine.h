@@ -2,10 +2,11 @@
  * The emulated GPU: a grid of blocks of warps of threads, each thread a fiber. Every plain access of a kernel comes
  * here too, because kernels are compiled with the calls that -fsanitize=thread inserts.
  *
- *     scheduler.cpp      runs blocks, lets lanes of a warp and threads of a block meet, finds deadlocks
+ *     scheduler.cpp      runs blocks, lets lanes of a warp meet, finds deadlocks
+ *     barrier.cpp        lets threads of a block meet
  *     clock.cpp          what is known to have happened
- *     memory.cpp         what each byte of shared and global memory is, and who touched it last: bounds,
- *                        initialisation, races by happens-before
+ *     memory.cpp         what an address is: bounds
+ *     shadow.cpp         who touched each byte last: initialisation, races by happens-before
  *     registers.cpp      registers: those that products use, and those that warpgroups hand on
  *     instructions.cpp   ldmatrix, stmatrix, mma, shuffles, atomics
  *     tensor_core.cpp    how tensor cores add; conversions of 16-bit types
