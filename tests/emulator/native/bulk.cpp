@@ -54,8 +54,10 @@ static void bring(BulkCopy &copy, size_t count) {
     Mbarrier &barrier = *std::find_if(target.mbarrier.begin(), target.mbarrier.end(),
                                       [&](const Mbarrier &b) { return b.address == copy.barrier; });
     if (barrier.phase != copy.phases[t])
-      finding(copy.pc, "bytes come in phase %u of the mbarrier at %s; their copy was begun in phase %u, which has not "
-                       "waited for them", barrier.phase, barrier.name.c_str(), copy.phases[t]);
+      finding(copy.pc,
+              "bytes come in phase %u of the mbarrier at %s; their copy was begun in phase %u, which has not "
+              "waited for them",
+              barrier.phase, barrier.name.c_str(), copy.phases[t]);
     barrier_bytes(target, copy.barrier, (long)(count * CHUNK), copy.pc);
   }
   copy.written += count;
@@ -204,7 +206,8 @@ extern "C" void emu_tensor_load(u32 shared, const void *map, u32 barrier, u32 ma
   const char *what = mask ? "tensor_load_multicast" : "tensor_load";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
   check_box_address(shared, what, EMU_PC);
-  load(box_pieces(m, shared, coordinates), barrier, mask ? mask : 1u << machine.now->warp->block->rank, what, EMU_PC);
+  load(box_pieces(m, shared, coordinates, false), barrier, mask ? mask : 1u << machine.now->warp->block->rank, what,
+       EMU_PC);
 }
 
 extern "C" void emu_bulk_load(u32 shared, const void *global, u32 bytes, u32 barrier) {
@@ -231,7 +234,8 @@ static void mark_reads(const BulkCopy &copy, ReadState state) {
 static void store(std::vector<Piece> pieces, Kind kind, int type, const char *what, uintptr_t pc) {
   Thread &thread = *machine.now;
   std::unique_ptr<BulkCopy> copy(new BulkCopy());
-  *copy = {kind, type, &thread, thread.warp->block, {}, {}, 0, std::move(pieces), 0, 0, {}, false, thread.bulk_group, pc};
+  *copy = {kind, type, &thread, thread.warp->block, {}, {}, 0, std::move(pieces), 0,
+           0,    {},   false,   thread.bulk_group,  pc};
   for (const Piece &piece : copy->pieces) {
     u32 bytes = piece.end - piece.begin;
     shared_place(*copy->block, piece.address, CHUNK, what, pc);
@@ -248,7 +252,7 @@ extern "C" void emu_tensor_store(const void *map, u32 shared, int add, u32 rank,
   const char *what = add ? "tensor_reduce_add" : "tensor_store";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
   check_box_address(shared, what, EMU_PC);
-  store(box_pieces(m, shared, coordinates), add ? ADD : STORE, m.type, what, EMU_PC);
+  store(box_pieces(m, shared, coordinates, true), add ? ADD : STORE, m.type, what, EMU_PC);
 }
 
 extern "C" void emu_bulk_store(void *global, u32 shared, u32 bytes, int add) {

@@ -33,10 +33,12 @@ TensorMap decode_tensor_map(const void *map, u32 rank, const char *what, uintptr
   return m;
 }
 
-std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coordinates) {
+std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coordinates, bool writes) {
   std::vector<Piece> pieces;
   long element = (long)map.stride[0], row_bytes = (long)map.box[0] * element;
   long first = (long)coordinates[0] * element, limit = (long)map.size[0] * element;
+  if (writes)
+    limit = (limit + CHUNK - 1) / CHUNK * CHUNK;
   u32 rows = 1;
   for (u32 d = 1; d < map.rank; d++)
     rows *= map.box[d];
@@ -49,7 +51,8 @@ std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coord
       global += index * (long)map.stride[d];
     }
     for (long byte = 0; byte < row_bytes; byte += CHUNK) {
-      long begin = std::clamp(-(first + byte), 0l, (long)CHUNK), end = std::clamp(limit - first - byte, 0l, (long)CHUNK);
+      long begin = std::clamp(-(first + byte), 0l, (long)CHUNK),
+           end = std::clamp(limit - first - byte, 0l, (long)CHUNK);
       u32 address = swizzled(shared + row * (u32)row_bytes + (u32)byte, map.swizzle, 0);
       bool any = exists && begin < end;
       pieces.push_back({address, any ? (u32)begin : 0, any ? (u32)end : 0, global + first + byte});
