@@ -206,7 +206,8 @@ extern "C" void emu_tensor_load(u32 shared, const void *map, u32 barrier, u32 ma
   const char *what = mask ? "tensor_load_multicast" : "tensor_load";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
   check_box_address(shared, what, EMU_PC);
-  load(box_pieces(m, shared, coordinates), barrier, mask ? mask : 1u << machine.now->warp->block->rank, what, EMU_PC);
+  load(box_pieces(m, shared, coordinates, false), barrier, mask ? mask : 1u << machine.now->warp->block->rank, what,
+       EMU_PC);
 }
 
 extern "C" void emu_bulk_load(u32 shared, const void *global, u32 bytes, u32 barrier) {
@@ -251,7 +252,7 @@ extern "C" void emu_tensor_store(const void *map, u32 shared, int add, u32 rank,
   const char *what = add ? "tensor_reduce_add" : "tensor_store";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
   check_box_address(shared, what, EMU_PC);
-  store(box_pieces(m, shared, coordinates), add ? ADD : STORE, m.type, what, EMU_PC);
+  store(box_pieces(m, shared, coordinates, true), add ? ADD : STORE, m.type, what, EMU_PC);
 }
 
 extern "C" void emu_bulk_store(void *global, u32 shared, u32 bytes, int add) {

@@ -33,10 +33,12 @@ TensorMap decode_tensor_map(const void *map, u32 rank, const char *what, uintptr
   return m;
 }
 
-std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coordinates) {
+std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coordinates, bool writes) {
   std::vector<Piece> pieces;
   long element = (long)map.stride[0], row_bytes = (long)map.box[0] * element;
   long first = (long)coordinates[0] * element, limit = (long)map.size[0] * element;
+  if (writes)
+    limit = (limit + CHUNK - 1) / CHUNK * CHUNK;
   u32 rows = 1;
   for (u32 d = 1; d < map.rank; d++)
     rows *= map.box[d];

@@ -32,7 +32,8 @@ struct Piece {
 };
 
 TensorMap decode_tensor_map(const void *map, u32 rank, const char *what, uintptr_t pc);
-std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coordinates);
+/* A copy to global memory goes on to the next 16 bytes behind the end of a row, as on GPUs. */
+std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coordinates, bool writes);
 std::vector<Piece> row_pieces(u32 shared, unsigned char *global, u32 bytes);
 
 /* Where a swizzle puts what would lie at this address: bits 4 to 6 are exchanged by bits 7 to 9, as many as it has. */
