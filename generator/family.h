@@ -1,6 +1,6 @@
 /*
  * A template family: one way of writing kernels for a set of targets. The generator finds the family of a
- * problem by its target and asks it for everything that depends on the kind of hardware. To add a family,
+ * problem and asks it for everything that depends on the kind of hardware. To add a family,
  * fill in this struct in a file of its own, list it in generator.c and put its templates under templates/.
  */
 #ifndef FLASH_ATTENTION_FAMILY_H
@@ -14,10 +14,12 @@ enum { FA_VARIANT_REDUCED = 1, FA_VARIANT_DETERMINISTIC = 2 };
 
 typedef struct fa_family {
   const char *name; /* "cpu" */
-  bool (*owns_target)(const char *target);
+  /* Is the problem this family's? By its target, as a rule. Families are asked in the order of generator.c. */
+  bool (*owns)(const fa_problem *problem);
   /* Template of an op, relative to the template directory: "cpu/forward.c". */
   const char *(*template_name)(const fa_problem *problem);
   int (*check_problem)(const fa_problem *problem, char *message, size_t message_size);
+  bool needs_tensor_maps; /* its kernels read their tensors by TMA */
   /* Optional: which of the switches above make another kernel of this problem; NULL: none. The others are
    * taken back before a problem is looked up, tuned or rendered (fa_problem_normalize). */
   unsigned (*variants)(const fa_problem *problem);
@@ -30,9 +32,10 @@ typedef struct fa_family {
   void (*plan)(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan);
 } fa_family;
 
-extern const fa_family fa_family_amx;  /* family_amx.c */
-extern const fa_family fa_family_cpu;  /* family_cpu.c */
-extern const fa_family fa_family_cuda; /* family_cuda.c */
+extern const fa_family fa_family_amx;    /* family_amx.c */
+extern const fa_family fa_family_cpu;    /* family_cpu.c */
+extern const fa_family fa_family_cuda;   /* family_cuda.c */
+extern const fa_family fa_family_hopper; /* family_hopper.c */
 
 extern const fa_family *fa_family_of_tests; /* NULL, or looked at before all others */
 

@@ -36,7 +36,7 @@ static int num_products(const fa_problem *problem) {
 static int block_m_of(const fa_config *config) { return fa_config_get(config, "block_m", 0); }
 static int block_n_of(const fa_config *config) { return fa_config_get(config, "block_n", 0); }
 
-static bool owns_target(const char *target) { return strcmp(target, "cpu:avx512_amx") == 0; }
+static bool owns(const fa_problem *problem) { return strcmp(problem->target, "cpu:avx512_amx") == 0; }
 
 static const char *template_name(const fa_problem *problem) {
   if (!uses_tiles(problem))
@@ -166,7 +166,7 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
 
 const fa_family fa_family_amx = {
     .name = "amx",
-    .owns_target = owns_target,
+    .owns = owns,
     .template_name = template_name,
     .check_problem = check_problem,
     .candidates = candidates,

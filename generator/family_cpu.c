@@ -89,9 +89,7 @@ static void write_config(const fa_problem *problem, cpu_config from, fa_config *
   }
 }
 
-static bool owns_target(const char *target) {
-  return strncmp(target, "cpu:", 4) == 0 && !fa_family_amx.owns_target(target);
-}
+static bool owns(const fa_problem *problem) { return strncmp(problem->target, "cpu:", 4) == 0; }
 
 static const char *template_name(const fa_problem *problem) {
   return problem->op == FA_FORWARD ? "cpu/forward.c" : "cpu/backward.c";
@@ -300,7 +298,7 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
 
 const fa_family fa_family_cpu = {
     .name = "cpu",
-    .owns_target = owns_target,
+    .owns = owns,
     .template_name = template_name,
     .check_problem = check_problem,
     .candidates = candidates,

@@ -106,7 +106,7 @@ static int shared_bytes(const fa_problem *problem, cuda_config c) {
   return problem->op == FA_FORWARD ? forward_shared(problem, c) : backward_shared(problem, c);
 }
 
-static bool owns_target(const char *target) { return strncmp(target, "cuda:sm_", 8) == 0; }
+static bool owns(const fa_problem *problem) { return strncmp(problem->target, "cuda:sm_", 8) == 0; }
 
 static const char *template_name(const fa_problem *problem) {
   return problem->op == FA_FORWARD ? "cuda/forward.cu" : "cuda/backward.cu";
@@ -283,6 +283,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "sum_keys", architecture_of(problem->target) == 90 ? 64 : 32) |
          fa_constants_offer_int(constants, "begin_threads", BEGIN_THREADS) |
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
+         fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) >= 90) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
          fa_constants_offer_int(constants, "vector_reduce", architecture_of(problem->target) >= 90) |
@@ -320,7 +321,7 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
 
 const fa_family fa_family_cuda = {
     .name = "cuda",
-    .owns_target = owns_target,
+    .owns = owns,
     .template_name = template_name,
     .check_problem = check_problem,
     .variants = variants,

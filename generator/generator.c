@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const fa_family *const families[] = {&fa_family_cpu, &fa_family_amx, &fa_family_cuda};
+static const fa_family *const families[] = {&fa_family_amx, &fa_family_cpu, &fa_family_hopper, &fa_family_cuda};
 enum { NUM_FAMILIES = sizeof families / sizeof families[0] };
 
 const char *fa_op_name(fa_op op) { return op == FA_FORWARD ? "forward" : op == FA_BACKWARD ? "backward" : "?"; }
@@ -27,11 +27,11 @@ static const char *precision_name(const fa_problem *problem) {
 
 const fa_family *fa_family_of_tests;
 
-static const fa_family *find_family(const char *target) {
-  if (fa_family_of_tests && fa_family_of_tests->owns_target(target))
+static const fa_family *find_family(const fa_problem *problem) {
+  if (fa_family_of_tests && fa_family_of_tests->owns(problem))
     return fa_family_of_tests;
   for (int i = 0; i < NUM_FAMILIES; i++)
-    if (families[i]->owns_target(target))
+    if (families[i]->owns(problem))
       return families[i];
   return NULL;
 }
@@ -58,7 +58,7 @@ int fa_problem_check(const fa_problem *problem, char *message, size_t message_si
     return fail(message, message_size, "head_dim_v is %d; it must be 1 to %d", problem->head_dim_v, FA_MAX_HEAD_DIM);
   if (!memchr(problem->target, '\0', sizeof problem->target))
     return fail(message, message_size, "target is longer than %d characters", FA_TARGET_LENGTH - 1);
-  const fa_family *family = find_family(problem->target);
+  const fa_family *family = find_family(problem);
   if (family)
     return family->check_problem(problem, message, message_size);
   fa_text names = {0};
@@ -71,18 +71,23 @@ int fa_problem_check(const fa_problem *problem, char *message, size_t message_si
 }
 
 void fa_problem_normalize(fa_problem *problem) {
-  const fa_family *family = find_family(problem->target);
+  const fa_family *family = find_family(problem);
   unsigned variants = family && family->variants ? family->variants(problem) : 0;
   if (problem->dtype != FA_FP32 || !(variants & FA_VARIANT_REDUCED))
     problem->precision = FA_PRECISION_FULL;
   problem->deterministic = problem->deterministic && (variants & FA_VARIANT_DETERMINISTIC);
 }
 
+bool fa_needs_tensor_maps(const fa_problem *problem) {
+  const fa_family *family = find_family(problem);
+  return family && family->needs_tensor_maps;
+}
+
 int fa_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs, char *message,
                   size_t message_size) {
   if (fa_problem_check(problem, message, message_size) != 0)
     return -1;
-  int count = find_family(problem->target)->candidates(problem, shape, configs);
+  int count = find_family(problem)->candidates(problem, shape, configs);
   if (count < 1 || count > FA_MAX_CANDIDATES)
     return fail(message, message_size, "no config of target '%s' fits head_dim %d and head_dim_v %d", problem->target,
                 problem->head_dim, problem->head_dim_v);
@@ -94,7 +99,7 @@ int fa_config_check(const fa_problem *problem, const fa_config *config, char *me
     return -1;
   if (config->count < 0 || config->count > FA_MAX_CONFIG_ITEMS)
     return fail(message, message_size, "config has %d items; it must have 0 to %d", config->count, FA_MAX_CONFIG_ITEMS);
-  return find_family(problem->target)->check_config(problem, config, message, message_size);
+  return find_family(problem)->check_config(problem, config, message, message_size);
 }
 
 int fa_describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel, char *message,
@@ -102,13 +107,13 @@ int fa_describe(const fa_problem *problem, const fa_config *config, fa_kernel *k
   *kernel = (fa_kernel){0};
   if (fa_config_check(problem, config, message, message_size) != 0)
     return -1;
-  find_family(problem->target)->describe(problem, config, kernel);
+  find_family(problem)->describe(problem, config, kernel);
   return 0;
 }
 
 int fa_plan_call(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan) {
   *plan = (fa_plan){0};
-  const fa_family *family = find_family(problem->target);
+  const fa_family *family = find_family(problem);
   if (!family || shape->batch < 0 || shape->heads_q < 0 || shape->heads_kv < 0 || shape->seqlen_q < 0 ||
       shape->seqlen_k < 0)
     return -1;
@@ -130,7 +135,7 @@ static int set_constants(const fa_problem *problem, const fa_config *config, fa_
                fa_constants_offer_int(constants, "deterministic", problem->deterministic);
   for (int i = 0; i < config->count; i++)
     failed |= fa_constants_set_int(constants, config->item[i].name, config->item[i].value);
-  return failed || find_family(problem->target)->constants(problem, config, constants) ? -1 : 0;
+  return failed || find_family(problem)->constants(problem, config, constants) ? -1 : 0;
 }
 
 static void print_header(fa_text *text, const fa_problem *problem, const fa_config *config, const fa_kernel *kernel,
@@ -168,7 +173,7 @@ int fa_render(const fa_problem *problem, const fa_config *config, const char *te
   int status = -1;
   if (fa_describe(problem, config, kernel, message, message_size) != 0)
     return -1;
-  const char *template_name = find_family(problem->target)->template_name(problem);
+  const char *template_name = find_family(problem)->template_name(problem);
   if (set_constants(problem, config, &constants) != 0) {
     fail(message, message_size, "out of memory");
     goto done;

@@ -19,14 +19,24 @@
 
 #include "generator/problem.h"
 
-enum { FA_MAX_CANDIDATES = 256, FA_MAX_PHASES = 4, FA_ENTRY_LENGTH = 48 };
+enum { FA_MAX_CANDIDATES = 256, FA_MAX_PHASES = 4, FA_MAX_MAPS = 4, FA_ENTRY_LENGTH = 48 };
 
 /* One launch of a kernel. A kernel's phases run one after another. */
 typedef struct fa_phase {
   char entry[FA_ENTRY_LENGTH]; /* name of the function in the compiled kernel */
   int block_size;              /* threads of a block (CUDA); 1 on a CPU */
   size_t shared_bytes;         /* dynamic shared memory of a block (CUDA); 0 on a CPU */
+  bool persistent;             /* its blocks take one task after another: no more are launched than the GPU holds */
 } fa_phase;
+
+/* A tensor that a kernel reads with TMA, in boxes of `rows` rows and 64 columns (128 bytes, which are swizzled). Its
+ * tensor map follows struct fa_params among the kernel's parameters. */
+typedef enum fa_mapped { FA_MAP_QUERY, FA_MAP_KEY, FA_MAP_VALUE } fa_mapped;
+typedef struct fa_tensor_map {
+  fa_mapped tensor;
+  int cols; /* the head dim */
+  int rows;
+} fa_tensor_map;
 
 typedef struct fa_kernel {
   char *source; /* owned; NUL-terminated */
@@ -34,6 +44,8 @@ typedef struct fa_kernel {
   char compile_options[384]; /* what the source needs of its compiler, e.g. "-O3 -mavx2 -mfma" */
   int num_phases;
   fa_phase phase[FA_MAX_PHASES];
+  int num_maps;
+  fa_tensor_map map[FA_MAX_MAPS]; /* of every phase */
 } fa_kernel;
 
 /* What one call of a kernel needs, for one shape. Pure arithmetic: the launch asks for it on every call. */
@@ -51,6 +63,9 @@ int fa_problem_check(const fa_problem *problem, char *message, size_t message_si
 /* Take back the switches that make no other kernel: precision full where there is no reduced one, and deterministic
  * false where every kernel is. */
 void fa_problem_normalize(fa_problem *problem);
+
+/* Do kernels of this problem read their tensors by TMA, through tensor maps? */
+bool fa_needs_tensor_maps(const fa_problem *problem);
 
 /* The configs of a problem worth trying for shapes like `shape` (NULL: in general), best guess first.
  * Returns how many were written (at most FA_MAX_CANDIDATES, at least 1), or -1. The first few are what the tuner times

@@ -49,6 +49,11 @@ fa_status fa_cuda_load(const fa_device *device, const fa_kernel *kernel, const v
                        fa_loaded *loaded, char *message);
 void fa_cuda_unload(const fa_device *device, fa_loaded *loaded);
 
+/* --- cuda_maps.c */
+void fa_cuda_fit_target(const fa_device *device, const fa_call *call, fa_problem *problem);
+fa_status fa_cuda_encode_map(const fa_cuda_driver *cuda, const fa_tensor_map *map, const struct fa_params *params,
+                             fa_cuda_tensor_map *encoded, char *message);
+
 /* --- cuda_launch.c */
 fa_status fa_cuda_launch(const fa_launch *launch, const fa_host *host, char *message);
 fa_status fa_cuda_time(const fa_launch *launch, const fa_host *host, double *seconds, char *message);

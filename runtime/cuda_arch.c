@@ -29,13 +29,29 @@ static bool is_offered(const char *target, char *message) {
   return fa_problem_check(&problem, message, FA_MESSAGE_SIZE) == 0;
 }
 
+/* FLASH_ATTENTION_CUDA_ARCH takes the device's own architecture or the portable one of the same number. */
+static fa_status obey_environment(char target[FA_TARGET_LENGTH], char *message) {
+  const char *wanted = getenv("FLASH_ATTENTION_CUDA_ARCH");
+  const char *own = target + strlen("cuda:");
+  char lower[FA_TARGET_LENGTH];
+  const bool has_lower = fa_cuda_lower_target(target, lower);
+  if (!wanted || !*wanted || strcmp(wanted, own) == 0)
+    return FA_OK;
+  if (!has_lower || strcmp(wanted, lower + strlen("cuda:")) != 0)
+    return fa_fail(
+        FA_INVALID_VALUE, message,
+        "FLASH_ATTENTION_CUDA_ARCH is '%s'; on this device it must be one of: %s%s%s (or unset for the first)", wanted,
+        own, has_lower ? ", " : "", has_lower ? lower + strlen("cuda:") : "");
+  memcpy(target, lower, sizeof lower);
+  return FA_OK;
+}
+
 fa_status fa_cuda_device_target(int major, int minor, char target[FA_TARGET_LENGTH], char *message) {
   /* What is special to one architecture (suffix a, since 9.0) first, if there are kernels for it. */
   snprintf(target, FA_TARGET_LENGTH, "cuda:sm_%d%da", major, minor);
-  if (major >= 9 && is_offered(target, message))
-    return FA_OK;
-  snprintf(target, FA_TARGET_LENGTH, "cuda:sm_%d%d", major, minor);
-  return is_offered(target, message) ? FA_OK : FA_UNSUPPORTED;
+  if (major < 9 || !is_offered(target, message))
+    snprintf(target, FA_TARGET_LENGTH, "cuda:sm_%d%d", major, minor);
+  return is_offered(target, message) ? obey_environment(target, message) : FA_UNSUPPORTED;
 }
 
 bool fa_cuda_lower_target(const char *target, char lower[FA_TARGET_LENGTH]) {

@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* The interface that is asked for: every function of FA_CUDA_FUNCTIONS exists since then. */
-enum { OLDEST_VERSION = 11040, FUNC_LOAD_VERSION = 12040 };
+enum { OLDEST_VERSION = 11040, TENSOR_MAP_VERSION = 12000, FUNC_LOAD_VERSION = 12040 };
 
 const char *fa_cuda_driver_name = "libcuda.so.1";
 
@@ -63,6 +63,8 @@ static fa_status find_functions(char *message) {
                      "the CUDA driver here has no %s: flash_attention needs CUDA 11.4 or newer", names[i]);
   if (!resolve(&from, "cuFuncLoad", FUNC_LOAD_VERSION, &driver.cuFuncLoad))
     driver.cuFuncLoad = NULL;
+  if (!resolve(&from, "cuTensorMapEncodeTiled", TENSOR_MAP_VERSION, &driver.cuTensorMapEncodeTiled))
+    driver.cuTensorMapEncodeTiled = NULL;
   return FA_OK;
 }
 

@@ -33,8 +33,19 @@ enum {
   CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
   CU_STREAM_CAPTURE_STATUS_NONE = 0,
   CU_STREAM_CAPTURE_MODE_RELAXED = 2,
-  CU_EVENT_DEFAULT = 0
+  CU_EVENT_DEFAULT = 0,
+
+  CU_TENSOR_MAP_DATA_TYPE_UINT16 = 1,
+  CU_TENSOR_MAP_INTERLEAVE_NONE = 0,
+  CU_TENSOR_MAP_SWIZZLE_128B = 3,
+  CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3,
+  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0
 };
+
+/* CUtensorMap: a kernel takes it by value. */
+typedef struct fa_cuda_tensor_map {
+  _Alignas(64) uint64_t words[16];
+} fa_cuda_tensor_map;
 
 /* name, parameters; each returns a CUresult. All are in CUDA 11.4 and newer. */
 #define FA_CUDA_FUNCTIONS(F)                                                                                           \
@@ -78,7 +89,12 @@ typedef struct fa_cuda_driver {
   FA_CUDA_FUNCTIONS(FA_CUDA_MEMBER)
 #undef FA_CUDA_MEMBER
   CUresult (*cuFuncLoad)(CUfunction); /* NULL before CUDA 12.4 */
-  int version;                        /* 13020 is CUDA 13.2 */
+  /* NULL before CUDA 12.0 */
+  CUresult (*cuTensorMapEncodeTiled)(fa_cuda_tensor_map *, int data_type, unsigned rank, void *address,
+                                     const uint64_t *sizes, const uint64_t *strides, const unsigned *box,
+                                     const unsigned *element_strides, int interleave, int swizzle, int l2_promotion,
+                                     int fill);
+  int version; /* 13020 is CUDA 13.2 */
 } fa_cuda_driver;
 
 /* The driver, initialised; the same answer for the life of the process. FA_UNSUPPORTED: there is none, or no GPU. */

@@ -1,6 +1,6 @@
 /*
- * One call on a GPU: its phases, one launch after another on the caller's stream. A kernel takes one argument, struct
- * fa_params by value.
+ * One call on a GPU: its phases, one launch after another on the caller's stream. A kernel takes struct fa_params by
+ * value, and the tensor maps that it asked for.
  */
 #include "runtime/cuda.h"
 #include "runtime/runtime.h"
@@ -10,13 +10,15 @@
 
 _Static_assert(sizeof(struct fa_params) <= 4096, "what a kernel's arguments may take on every GPU");
 
-static fa_status launch_phase(const fa_cuda_driver *cuda, const fa_launch *launch, int i, char *message) {
+static fa_status launch_phase(const fa_cuda_driver *cuda, const fa_launch *launch, int i, void **arguments,
+                              char *message) {
   const fa_phase *phase = &launch->kernel->phase[i];
-  const int64_t grid = launch->plan->grid[i];
+  int64_t grid = launch->plan->grid[i];
   if (grid > INT_MAX)
     return fa_fail(FA_UNSUPPORTED, message, "%s would need %lld blocks of threads; a launch has at most %d",
                    phase->entry, (long long)grid, INT_MAX);
-  void *arguments[] = {launch->params};
+  if (phase->persistent && grid > launch->device->processors)
+    grid = launch->device->processors;
   CUresult error = cuda->cuLaunchKernel(launch->loaded->entry[i], (unsigned)grid, 1, 1, (unsigned)phase->block_size, 1,
                                         1, (unsigned)phase->shared_bytes, launch->stream, arguments, NULL);
   if (error == CUDA_SUCCESS)
@@ -28,10 +30,16 @@ static fa_status launch_phase(const fa_cuda_driver *cuda, const fa_launch *launc
 }
 
 static fa_status launch_phases(const fa_cuda_driver *cuda, const fa_launch *launch, char *message) {
+  fa_cuda_tensor_map maps[FA_MAX_MAPS];
+  void *arguments[1 + FA_MAX_MAPS] = {launch->params};
   fa_status status = FA_OK;
+  for (int i = 0; i < launch->kernel->num_maps && status == FA_OK; i++) {
+    status = fa_cuda_encode_map(cuda, &launch->kernel->map[i], launch->params, &maps[i], message);
+    arguments[1 + i] = &maps[i];
+  }
   for (int i = 0; i < launch->plan->num_phases && status == FA_OK; i++)
     if (launch->plan->grid[i] > 0)
-      status = launch_phase(cuda, launch, i, message);
+      status = launch_phase(cuda, launch, i, arguments, message);
   return status;
 }
 

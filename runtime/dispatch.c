@@ -26,14 +26,17 @@ static fa_problem problem_of(const fa_call *call, const fa_device *device) {
                         .deterministic = call->deterministic};
   memcpy(problem.target, device->target, sizeof problem.target);
   fa_problem_normalize(&problem);
+  if (device->ops->fit_target)
+    device->ops->fit_target(device, call, &problem);
   return problem;
 }
 
 static void table_key_of(const fa_problem *problem, const fa_device *device, const fa_shape *shape, fa_table_key *key) {
   key->problem = (uint64_t)problem->op | (uint64_t)problem->dtype << 4 | (uint64_t)problem->precision << 8 |
                  (uint64_t)problem->is_causal << 12 | (uint64_t)problem->deterministic << 13 |
-                 (uint64_t)problem->head_dim << 16 | (uint64_t)problem->head_dim_v << 28 |
-                 (uint64_t)device->ops->type << 40 | (uint64_t)(unsigned)device->index << 48;
+                 (uint64_t)(strcmp(problem->target, device->target) != 0) << 14 | (uint64_t)problem->head_dim << 16 |
+                 (uint64_t)problem->head_dim_v << 28 | (uint64_t)device->ops->type << 40 |
+                 (uint64_t)(unsigned)device->index << 48;
   device->ops->bucket(device, shape, &key->bucket);
 }
 

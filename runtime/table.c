@@ -66,8 +66,10 @@ const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) 
   return found;
 }
 
-/* `problem` as the device has it; the kernel's own target may be a lower one. */
-static bool same_problem(const fa_problem *a, const fa_problem *b) {
+/* `b` as a call has it. The kernel's own target may be a lower one, but not the device's where the call's is lower. */
+static bool same_problem(const fa_device *device, const fa_problem *a, const fa_problem *b) {
+  if (strcmp(a->target, device->target) == 0 && strcmp(b->target, device->target) != 0)
+    return false;
   return a->op == b->op && a->dtype == b->dtype && a->precision == b->precision && a->head_dim == b->head_dim &&
          a->head_dim_v == b->head_dim_v && a->is_causal == b->is_causal && a->deterministic == b->deterministic;
 }
@@ -75,7 +77,7 @@ static bool same_problem(const fa_problem *a, const fa_problem *b) {
 const fa_ready *fa_find_loaded_for(const fa_device *device, const fa_problem *problem) {
   fa_lock();
   const fa_ready *found = loaded_kernels;
-  while (found && !(found->device == device && same_problem(&found->problem, problem)))
+  while (found && !(found->device == device && same_problem(device, &found->problem, problem)))
     found = found->next;
   fa_unlock();
   return found;

@@ -80,6 +80,10 @@ typedef struct fa_target {
   /* The next simpler target whose kernels run on the same device; false if there is none. */
   bool (*lower_target)(const char *target, char lower[FA_TARGET_LENGTH]);
 
+  /* Optional, on every call: replace the problem's target by a lower one where the kernels of the device's own do not
+   * take tensors like those of the call. */
+  void (*fit_target)(const fa_device *device, const fa_call *call, fa_problem *problem);
+
   /* Optional: replace the device's target by a lower one whose kernels are the better ones for this bucket. */
   void (*choose_target)(const fa_shape *bucket, char target[FA_TARGET_LENGTH]);
 

@@ -4,6 +4,8 @@
 #include "runtime/cuda.h"
 #include "runtime/runtime.h"
 
+#include <string.h>
+
 /* Powers of four: between neighbours the best tile sizes differ by less than tuning each would cost. The least is one
  * tile of a tensor core: decoding, where the keys are all there is to do. */
 static int64_t round_length(int64_t length) {
@@ -22,6 +24,14 @@ static void bucket(const fa_device *device, const fa_shape *shape, fa_shape *rou
                                                                  : 4 * processors;
   rounded->seqlen_q = round_length(shape->seqlen_q);
   rounded->seqlen_k = round_length(shape->seqlen_k);
+}
+
+/* What is special to an architecture works on tiles of 128 rows and more: so few queries would fill them with nothing.
+ */
+static void choose_target(const fa_shape *bucket, char target[FA_TARGET_LENGTH]) {
+  char lower[FA_TARGET_LENGTH];
+  if (bucket->seqlen_q <= 64 && fa_cuda_lower_target(target, lower))
+    memcpy(target, lower, sizeof lower);
 }
 
 /* A millisecond or less of a kernel that is good for its device: 4e9 operations of an SM's tensor cores at 16 bits.
@@ -71,6 +81,8 @@ const fa_target fa_target_cuda = {
     .compiler_identity = fa_cuda_compiler_identity,
     .compile = fa_cuda_compile,
     .lower_target = fa_cuda_lower_target,
+    .fit_target = fa_cuda_fit_target,
+    .choose_target = choose_target,
     .load = fa_cuda_load,
     .unload = fa_cuda_unload,
     .launch = fa_cuda_launch,

@@ -18,9 +18,12 @@ DTYPES = ["fp32", "fp16", "bf16"]
 OPS = ["forward", "backward"]
 HEAD_DIMS = [1, 8, 33, 64, 80, 96, 128, 160, 192, 256]
 MAIN = ["sm_80", "sm_90"]
+HOPPER = "sm_90a"  # its own family: forward at 16 bits, head dims that are multiples of 8
 OTHERS = ["sm_86", "sm_89", "sm_100", "sm_120", "sm_121"]
 # Bytes of shared memory that a block may ask for: CUDA C++ Programming Guide, technical specifications.
-SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448} | dict.fromkeys(OTHERS[:2] + OTHERS[3:], 101376)
+SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, HOPPER: 232448, "sm_100": 232448} | dict.fromkeys(
+    OTHERS[:2] + OTHERS[3:], 101376
+)
 
 
 def spill_limit(dtype: str, head_dim: int, architecture: str) -> int:
@@ -52,7 +55,8 @@ def complaint(kernel: Kernel) -> str | None:
         return f"{what}: {str(error)[:1000]}"
     if compiled.spill_bytes > spill_limit(dtype, max(head_dim, head_dim_v), architecture):
         return f"{what}: {compiled.registers} registers, {compiled.spill_bytes} bytes spilled"
-    if "arning" in compiled.log:
+    # C75xx: ptxas waits for each product of a warpgroup, or gives registers back that a role was to have.
+    if "arning" in compiled.log or "(C75" in compiled.log:
         return f"{what}: {compiled.log[:1000]}"
     return None
 
@@ -107,6 +111,34 @@ def test_every_config(op: str, dtype: str, head_dim: int, architecture: str) -> 
     check((op, dtype, head_dim, causal, architecture, c, False) for c, causal in itertools.product(configs, masks))
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_hopper(dtype: str) -> None:
+    """The family of sm_90a: head dims of every kind, nothing spilled, products of warpgroups not serialised."""
+    dims = [(8, 8), (64, 64), (72, 40), (80, 80), (96, 96), (128, 128), (160, 160), (192, 128), (192, 192), (256, 256)]
+    check_hopper((dtype, *d, causal, "") for d, causal in itertools.product(dims, (False, True)))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_every_config_of_hopper(head_dim: int) -> None:
+    for causal in (False, True):
+        problem = _native.problem("forward", "bf16", head_dim, head_dim, causal, f"cuda:{HOPPER}")
+        check_hopper(("bf16", head_dim, head_dim, causal, config) for config in _native.list_configs(problem))
+
+
+def check_hopper(kernels: Iterable[tuple[str, int, int, bool, str]]) -> None:
+    def complaint_of(kernel: tuple[str, int, int, bool, str]) -> str | None:
+        dtype, head_dim, head_dim_v, causal, config = kernel
+        problem = _native.problem("forward", dtype, head_dim, head_dim_v, causal, f"cuda:{HOPPER}")
+        compiled = _native.compile_kernel(problem, config)
+        if compiled.spill_bytes or "arning" in compiled.log or "(C75" in compiled.log:
+            return f"{kernel}: {compiled.spill_bytes} bytes spilled\n{compiled.log}"
+        return None if "persistent" in config or "hopper" in _native.source(problem)[0] else f"{kernel}: another family"
+
+    with ThreadPoolExecutor(2) as pool:
+        complaints = [text for text in pool.map(complaint_of, kernels) if text]
+    assert not complaints, "\n".join(complaints)
+
+
 @pytest.mark.parametrize(("head_dim", "head_dim_v"), [(192, 128), (64, 128), (128, 64), (40, 8)])
 def test_head_dims_of_their_own(head_dim: int, head_dim_v: int) -> None:
     """V's head_dim is not Q's; and an H100's target, whose name has a suffix."""
@@ -120,7 +152,7 @@ def test_deterministic_backward(head_dim: int) -> None:
     check(("backward", "bf16", head_dim, causal, "sm_90", "", True) for causal in (False, True))
 
 
-@pytest.mark.parametrize("architecture", MAIN + OTHERS)
+@pytest.mark.parametrize("architecture", [*MAIN, HOPPER, *OTHERS])
 def test_every_config_fits(architecture: str) -> None:
     """Shared memory of every config is within the device's, and every problem has a config."""
     for op, dtype, head_dim in itertools.product(OPS, DTYPES, (1, 64, 100, 128, 200, 256)):

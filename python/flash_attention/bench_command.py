@@ -19,6 +19,8 @@ QUICK_HEAD_DIMS = {"cpu": [64], "cuda": [64, 128]}
 QUICK_SEQLENS = {"cpu": [512, 2048], "cuda": [1024, 8192]}
 SECONDS = {"cpu": 1.0, "cuda": 0.05}
 QUICK_SECONDS = {"cpu": 0.2, "cuda": 0.02}
+SMALLEST_SECONDS = {"cpu": 2.0, "cuda": 0.5}
+QUICK_SMALLEST_SECONDS = {"cpu": 0.4, "cuda": 0.1}
 
 
 class Status:
@@ -79,15 +81,19 @@ def run_grid(arguments: argparse.Namespace, device: str, folder: Path, machine: 
 
 
 def run_smallest(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
-    rows = bench_measure.smallest_calls(device, arguments.seconds or (0.4 if arguments.quick else 2.0))
-    print("\n".join(bench_report.smallest_lines(rows)))
+    seconds = arguments.seconds or (QUICK_SMALLEST_SECONDS if arguments.quick else SMALLEST_SECONDS)[device]
+    rows = []
     path = folder / f"smallest_{device}.csv"
-    bench_report.write(path, bench_report.smallest_rows(rows), machine, command)
+    print(bench_report.SMALLEST_HEADER, flush=True)
+    for row in bench_measure.smallest_calls(device, seconds):
+        rows.append(row)
+        print(bench_report.smallest_line(row), flush=True)
+        bench_report.write(path, bench_report.smallest_rows(rows), machine, command)  # what is there is kept
     print(f"Written: {path}")
 
 
 def run_startup(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
-    rows = measure_startup(device, 3 if arguments.quick or device == "cuda" else 7)
+    rows = measure_startup(device, 2 if device == "cuda" else 3 if arguments.quick else 7)
     print("\n".join(bench_report.startup_lines(rows)))
     path = folder / f"startup_{device}.csv"
     bench_report.write(path, bench_report.startup_rows(rows), machine, command)

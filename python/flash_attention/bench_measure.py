@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -188,12 +188,13 @@ def time_on_gpu(call: Call, inner: int) -> float:
     return start.elapsed_time(end) * 1e-3 / inner
 
 
-def smallest_calls(device: str, seconds: float) -> list[Smallest]:
+def smallest_calls(device: str, seconds: float) -> Iterator[Smallest]:
     """What calls cost the calling thread when there is nothing to compute; `seconds` for each number."""
-    return [row for size in SMALLEST[device] for row in smallest_calls_of(device, seconds, *size)]
+    for size in SMALLEST[device]:
+        yield from smallest_calls_of(device, seconds, *size)
 
 
-def smallest_calls_of(device: str, seconds: float, dtype: str, seqlen: int, head_dim: int) -> list[Smallest]:
+def smallest_calls_of(device: str, seconds: float, dtype: str, seqlen: int, head_dim: int) -> Iterator[Smallest]:
     query, key, value, grad_output = (
         torch.randn(1, 1, seqlen, head_dim, device=device, dtype=DTYPES[dtype]) for _ in range(4)
     )
@@ -213,7 +214,6 @@ def smallest_calls_of(device: str, seconds: float, dtype: str, seqlen: int, head
 
         return run
 
-    rows = []
     kinds = {"forward": forward, "forward, gradients wanted": forward_with_grad, "forward + backward": forward_backward}
     for what, make in kinds.items():
         calls = {OURS: make(flash_attention), PYTORCH: make(scaled_dot_product_attention)}
@@ -223,5 +223,4 @@ def smallest_calls_of(device: str, seconds: float, dtype: str, seqlen: int, head
         # A hundred calls fit into the queue of a GPU: none waits for another to end.
         times = alternate(calls, seconds, inner=100, device=device)
         medians = {peer: 1e6 * statistics.median(values) for peer, values in times.items()}
-        rows.append(Smallest(what, dtype, seqlen, head_dim, medians))
-    return rows
+        yield Smallest(what, dtype, seqlen, head_dim, medians)

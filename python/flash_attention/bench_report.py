@@ -15,6 +15,7 @@ from flash_attention.bench_startup import Startup
 
 UNITS = {"cpu": ("GFLOP/s", 1e9), "cuda": ("TFLOP/s", 1e12)}
 COLORS = {OURS: "#d1495b", PYTORCH: "#30638e", "flash": "#30638e", "cuDNN": "#6a994e", "efficient": "#9a8c98"}
+SMALLEST_HEADER = f"{'smallest call, microseconds':46}{OURS:>17}{PYTORCH:>11}{'ratio':>8}"
 
 
 def header(device: str, peers: Sequence[str]) -> str:
@@ -64,13 +65,10 @@ def summary(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
     return lines
 
 
-def smallest_lines(rows: Sequence[Smallest]) -> list[str]:
-    lines = [f"{'smallest call, microseconds':46}{OURS:>17}{PYTORCH:>11}{'ratio':>8}"]
-    for row in rows:
-        ours, theirs = row.microseconds[OURS], row.microseconds[PYTORCH]
-        what = f"{row.dtype}, S {row.seqlen}, d {row.head_dim}: {row.what}"
-        lines.append(f"{what:46}{ours:>17.1f}{theirs:>11.1f}{theirs / ours:>8.2f}")
-    return lines
+def smallest_line(row: Smallest) -> str:
+    ours, theirs = row.microseconds[OURS], row.microseconds[PYTORCH]
+    what = f"{row.dtype}, S {row.seqlen}, d {row.head_dim}: {row.what}"
+    return f"{what:46}{ours:>17.1f}{theirs:>11.1f}{theirs / ours:>8.2f}"
 
 
 def startup_lines(rows: Sequence[Startup]) -> list[str]:

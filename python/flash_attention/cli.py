@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "FLASH_ATTENTION_CACHE_DIR": "where kernels and tuning records are kept",
     "FLASH_ATTENTION_CACHE_SIZE": "most bytes to keep, with K, M or G; 1G if not set",
     "FLASH_ATTENTION_CPU_ISA": "avx2, avx512, avx512_bf16, avx512_amx or neon; the best there is if not set",
+    "FLASH_ATTENTION_CUDA_ARCH": "sm_90 on an sm_90a device: portable kernels only; the device's own if not set",
     "FLASH_ATTENTION_AUTOTUNE": "0: take the best guess; 1 (if not set): time a handful of configs; max: time all",
     "FLASH_ATTENTION_VERBOSE": "1: say on standard error what is compiled and tuned",
     "CC": "C compiler with its arguments; cc, gcc or clang if not set",

@@ -109,21 +109,42 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
+//% if dtype != "fp32" && max_of_three
+      /* Bits of floats are ordered as integers are: without sign upwards, with it downwards. So the largest signed one
+       * is the largest score unless all are negative, and the largest unsigned one is -inf if there is one. */
+      int highest = (int)0x80000000u;
+      u32 lowest = 0;
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++) {
+        u32 x = __float_as_uint(scores[m][n][2 * h]), y = __float_as_uint(scores[m][n][2 * h + 1]);
+        highest = __vimax3_s32(highest, (int)x, (int)y);
+        lowest = __vimax3_u32(lowest, x, y);
+      }
+      rows.poisoned |= lowest >= 0xff800000u ? 1u << (2 * m + h) : 0;
+      float high = __int_as_float(highest);
+      if (__any_sync(0xffffffffu, highest < 0)) {
+        high = LOWEST;
+#pragma unroll
+        for (int n = 0; n < N_TILES; n++)
+          high = fmaxf(high, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
+      }
+//% else
       float high = LOWEST;
-//% if dtype != "fp32"
+//%   if dtype != "fp32"
       float low = 0;
-//% end
+//%   end
 #pragma unroll
       for (int n = 0; n < N_TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           high = fmaxf(high, scores[m][n][2 * h + e]);
-//% if dtype != "fp32"
+//%   if dtype != "fp32"
           low = fminf(low, scores[m][n][2 * h + e]);
-//% end
+//%   end
         }
-//% if dtype != "fp32"
+//%   if dtype != "fp32"
       rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;
+//%   end
 //% end
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));

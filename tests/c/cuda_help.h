@@ -32,7 +32,7 @@ static inline void fake_forget(fake_cuda *fake) { fake->log[0] = 0; }
 
 /* --- a family of CUDA kernels for tests: one block for each head. config: block_m, which means nothing but is in the
  * source. Its template, which help_use_family writes, is compiled but never runs. */
-static inline bool help_owns(const char *target) { return strncmp(target, "cuda:sm_", 8) == 0; }
+static inline bool help_owns(const fa_problem *problem) { return strncmp(problem->target, "cuda:sm_", 8) == 0; }
 static inline const char *help_template(const fa_problem *problem) {
   (void)problem;
   return "kernel.cu";
@@ -74,7 +74,7 @@ static inline unsigned help_variants(const fa_problem *problem) {
 }
 
 static const fa_family help_family = {.name = "test",
-                                      .owns_target = help_owns,
+                                      .owns = help_owns,
                                       .template_name = help_template,
                                       .check_problem = help_check_problem,
                                       .variants = help_variants,

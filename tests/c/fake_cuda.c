@@ -164,6 +164,8 @@ static CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
   fake->launches++;
   if (fake->run)
     fake->run(function->name, parameters[0], grid_x, block_x);
+  for (int i = 0; i < fake->maps; i++)
+    fake->mapped[i] = (void *)(uintptr_t)((const fa_cuda_tensor_map *)parameters[1 + i])->words[0];
   device_clock += fake->milliseconds;
   return CUDA_SUCCESS;
 }
@@ -274,6 +276,26 @@ static CUresult cuGetErrorString(CUresult error, const char **words) {
   return CUDA_SUCCESS;
 }
 
+static CUresult cuTensorMapEncodeTiled(fa_cuda_tensor_map *map, int data_type, unsigned rank, void *address,
+                                       const uint64_t *sizes, const uint64_t *strides, const unsigned *box,
+                                       const unsigned *element_strides, int interleave, int swizzle, int l2_promotion,
+                                       int fill) {
+  (void)l2_promotion;
+  MAY_FAIL;
+  if ((uintptr_t)map % 64 != 0 || data_type != CU_TENSOR_MAP_DATA_TYPE_UINT16 || interleave != 0 || fill != 0)
+    return CUDA_ERROR_INVALID_VALUE;
+  note("map rank=%u swizzle=%d", rank, swizzle);
+  for (unsigned i = 0; i < rank; i++) {
+    bool bad_stride = i > 0 && (strides[i - 1] % 16 != 0 || strides[i - 1] == 0 || strides[i - 1] >= UINT64_C(1) << 40);
+    if (sizes[i] == 0 || box[i] == 0 || box[i] > 256 || element_strides[i] != 1 || bad_stride)
+      return CUDA_ERROR_INVALID_VALUE;
+    note(" %llu/%llu/%u", (unsigned long long)sizes[i], i > 0 ? (unsigned long long)strides[i - 1] : 2, box[i]);
+  }
+  note("\n");
+  map->words[0] = (uintptr_t)address;
+  return CUDA_SUCCESS;
+}
+
 typedef void (*any_function)(void);
 static const struct {
   const char *name;
@@ -282,7 +304,8 @@ static const struct {
 #define ENTRY(name, parameters) {#name, (any_function)(name)},
     FA_CUDA_FUNCTIONS(ENTRY)
 #undef ENTRY
-        {"cuFuncLoad", (any_function)cuFuncLoad}};
+        {"cuFuncLoad", (any_function)cuFuncLoad},
+    {"cuTensorMapEncodeTiled", (any_function)cuTensorMapEncodeTiled}};
 
 FA_API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, void *status);
 FA_API CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, void *status) {

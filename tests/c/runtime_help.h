@@ -30,6 +30,7 @@ static inline void help_begin(void) {
   }
   setenv("TMPDIR", help_dir, 1);
   unsetenv("FLASH_ATTENTION_CPU_ISA");
+  unsetenv("FLASH_ATTENTION_CUDA_ARCH");
   unsetenv("FLASH_ATTENTION_AUTOTUNE");
   unsetenv("FLASH_ATTENTION_VERBOSE");
 }

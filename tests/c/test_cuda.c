@@ -50,7 +50,7 @@ static int takes_all(const fa_problem *problem, char *message, size_t size) {
   return 0;
 }
 static void every_suffix(fake_cuda *fake) {
-  static const fa_family family = {.owns_target = help_owns, .check_problem = takes_all};
+  static const fa_family family = {.owns = help_owns, .check_problem = takes_all};
   fa_family_of_tests = &family;
   (void)fake;
 }
@@ -59,7 +59,7 @@ static int takes_none(const fa_problem *problem, char *message, size_t size) {
   return -1;
 }
 static void no_kernels(fake_cuda *fake) {
-  static const fa_family family = {.owns_target = help_owns, .check_problem = takes_none};
+  static const fa_family family = {.owns = help_owns, .check_problem = takes_none};
   fa_family_of_tests = &family;
   (void)fake;
 }

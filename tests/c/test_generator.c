@@ -1,5 +1,5 @@
 /* From problem and config to source: what is refused and with which words, configs as text, and that every config
- * offered for a grid of CPU problems is legal and renders, twice to the same bytes. */
+ * offered for a grid of problems is legal and renders, twice to the same bytes. */
 #include "generator/generator.h"
 #include "tests/c/template_help.h"
 
@@ -57,7 +57,7 @@ static void test_bad_problems(void) {
   check_problem_refused(bad, "target is longer than 31 characters");
   bad = plain, memcpy(bad.target, "tpu:v7", 7);
   CHECK(fa_problem_check(&bad, message, sizeof message) == -1);
-  CHECK(strstr(message, "target is 'tpu:v7'; it must belong to a kernel family that is there: cpu") == message);
+  CHECK(strstr(message, "target is 'tpu:v7'; it must belong to a kernel family that is there: amx, cpu") == message);
   bad = plain, memcpy(bad.target, "cpu:z80", 8);
   CHECK(fa_problem_check(&bad, message, sizeof message) == -1);
   CHECK(strstr(message, "target is 'cpu:z80'; it must be ") == message);
@@ -183,7 +183,7 @@ static void check_kernel(const fa_problem *problem, const fa_config *config) {
   CHECK(described.source == NULL && strcmp(kernel.compile_options, described.compile_options) == 0);
   for (int i = 0; i < kernel.num_phases; i++) {
     CHECK_TEXT(kernel.phase[i].entry, described.phase[i].entry);
-    snprintf(text, sizeof text, "void %s(", kernel.phase[i].entry);
+    snprintf(text, sizeof text, "%s(const ", kernel.phase[i].entry);
     CHECK(strstr(kernel.source, text) != NULL);
   }
   fa_kernel_free(&kernel);
@@ -209,8 +209,9 @@ static void check_problem(const fa_problem *problem, int most_rendered) {
   }
 }
 
-static void test_cpu_grid(void) {
-  static const char *const targets[] = {"cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:avx512_amx", "cpu:neon"};
+static void test_grid(void) {
+  static const char *const targets[] = {"cpu:avx2", "cpu:avx512", "cpu:avx512_bf16", "cpu:avx512_amx",
+                                        "cpu:neon", "cuda:sm_80", "cuda:sm_90a"};
   static const int head_dims[][2] = {{64, 64}, {128, 128}, {1, 1}, {80, 80}, {64, 33}, {7, 256}, {256, 256}};
   for (int op = 0; op < 2; op++)
     for (int dtype = 0; dtype < 3; dtype++)
@@ -262,7 +263,7 @@ int main(void) {
   RUN(test_config_text);
   RUN(test_bad_configs);
   RUN(test_constants_of_a_template);
-  RUN(test_cpu_grid);
+  RUN(test_grid);
   RUN(test_plans);
   remove_test_dir();
   return check_summary();

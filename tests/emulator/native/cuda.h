@@ -155,6 +155,8 @@ EMU_MIN_MAX(unsigned long long)
 static __forceinline__ float max(float a, float b) { return __builtin_fmaxf(a, b); }
 static __forceinline__ double min(double a, double b) { return __builtin_fmin(a, b); }
 static __forceinline__ double max(double a, double b) { return __builtin_fmax(a, b); }
+static __forceinline__ int __vimax3_s32(int a, int b, int c) { return max(max(a, b), c); }
+static __forceinline__ unsigned __vimax3_u32(unsigned a, unsigned b, unsigned c) { return max(max(a, b), c); }
 static __forceinline__ int abs(int x) { return x < 0 ? -x : x; }
 
 /* --- threads ----------------------------------------------------------------------------------------------------- */

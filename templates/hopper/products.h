@@ -1,0 +1,68 @@
+/* The two products of a warpgroup's 64 rows, and what its registers need between them. */
+
+/* A row of fragments as wgmma takes it: element 4 n + i of column block n is [n][i]. */
+template <int N>
+static __device__ __forceinline__ float (&flat(float (&fragments)[M_TILES][N][4]))[4 * N]
+{
+  return reinterpret_cast<float(&)[4 * N]>(fragments);
+}
+
+/* Issue scores = Q K^T. Both operands have their columns side by side: 16 of them are 32 bytes of a chunk's rows. */
+static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_TILES][4], u32 queries, u32 keys)
+{
+  u64 a = matrix_descriptor(queries, 0, 1024, 128), b = matrix_descriptor(keys, 0, 1024, 128);
+  keep_registers(flat(scores));
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < DIM_QK; k += 16)
+    wgmma_m64n${block_n}k16<0, 0>(flat(scores), a + (k / 64 * BLOCK_M * 128 + k % 64 * 2) / 16,
+                                  b + (k / 64 * BLOCK_N * 128 + k % 64 * 2) / 16, k > 0);
+  wgmma_commit();
+}
+
+/* Issue output += weights V. V has the keys, which are summed over, one row of 128 bytes each: 16 of them are 2048
+ * bytes; its next 64 columns are a chunk away. */
+static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][DIM_V / 8][4],
+                                                       const u32 (&weights)[BLOCK_N / 16][4], u32 values)
+{
+  u64 b = matrix_descriptor(values, BLOCK_N * 128, 1024, 128);
+  keep_registers(flat(output));
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < BLOCK_N; k += 16)
+    wgmma_m64n${round_up(head_dim_v, 8)}k16<1>(flat(output), weights[k / 16], b + k * 128 / 16, 1);
+  wgmma_commit();
+}
+
+/* A negative scale becomes a positive one of -scores: the largest is then still the one that weighs most. */
+static __device__ __forceinline__ void negate_scores(float (&scores)[M_TILES][N_TILES][4],
+                                                     const struct fa_params &params)
+{
+  if (params.softmax_scale < 0)
+#pragma unroll
+    for (int i = 0; i < 4 * N_TILES; i++)
+      flat(scores)[i] = -flat(scores)[i];
+}
+
+/* The fragments of scores, rounded to 16 bits, are those of a left operand. */
+static __device__ __forceinline__ void pack_weights(u32 (&weights)[BLOCK_N / 16][4],
+                                                    const float (&scores)[M_TILES][N_TILES][4])
+{
+#pragma unroll
+  for (int k = 0; k < BLOCK_N / 16; k++)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      weights[k][i] = pack(scores[0][2 * k + i / 2][i % 2 * 2], scores[0][2 * k + i / 2][i % 2 * 2 + 1]);
+}
+
+static __device__ __forceinline__ void rescale_output(float (&output)[M_TILES][DIM_V / 8][4], const struct rows &rows)
+{
+  /* After the first blocks of keys, maxima seldom change. */
+  if (!__any_sync(0xffffffffu, rows.rescale[0][0] != 1 || rows.rescale[0][1] != 1))
+    return;
+#pragma unroll
+  for (int n = 0; n < DIM_V / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      output[0][n][e] *= rows.rescale[0][e / 2];
+}
