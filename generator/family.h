@@ -32,6 +32,11 @@ typedef struct fa_family {
   void (*plan)(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan);
 } fa_family;
 
+/* What configs and plans are computed with; b > 0, nothing is negative. */
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static inline int64_t ceil_div64(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
 extern const fa_family fa_family_amx;    /* family_amx.c */
 extern const fa_family fa_family_cpu;    /* family_cpu.c */
 extern const fa_family fa_family_cuda;   /* family_cuda.c */

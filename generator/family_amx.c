@@ -17,9 +17,6 @@ enum { TILE_BYTES = 1024, TILE_M = 32 };
 static const char options[] = "-O2 -ffp-contract=fast -fno-math-errno -fno-trapping-math -mavx2 -mfma -mf16c -mavx512f "
                               "-mavx512dq -mavx512bw -mavx512vl -mprefer-vector-width=512 -mamx-tile -mamx-bf16";
 
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-static int round_up(int a, int b) { return ceil_div(a, b) * b; }
-
 /* Backward in 16 bits with a head_dim of V's own needs delta from all keys (see templates/cpu/backward.c), which only
  * the other CPUs' kernels have. */
 static bool uses_tiles(const fa_problem *problem) {

@@ -40,8 +40,6 @@ static const instruction_set *find_instruction_set(const char *target) {
   return NULL;
 }
 
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-static int round_up(int a, int b) { return ceil_div(a, b) * b; }
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Rows of a register tile beside `vectors` vectors: the sums, one row of b and one broadcast element fit. More than 14

@@ -14,10 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-static int round_up(int a, int b) { return ceil_div(a, b) * b; }
-static int64_t ceil_div64(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 static int architecture_of(const char *target) { return (int)strtol(target + strlen("cuda:sm_"), NULL, 10); }
 
 /* Bytes of shared memory that a block of threads may ask for (CUDA C++ Programming Guide, compute capabilities). */

@@ -20,10 +20,6 @@ enum {
   BARRIER_BYTES = 8,
 };
 
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-static int round_up(int a, int b) { return ceil_div(a, b) * b; }
-static int64_t ceil_div64(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 typedef struct hopper_config {
   int block_m, block_n, num_stages, persistent;
 } hopper_config;
