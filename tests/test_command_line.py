@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flash_attention import _native, cli
+from emulator import build, data, machine, tensors
+from flash_attention import _native, cli, emulate_command
 
 PACKAGE = Path(_native.__file__).resolve().parent.parent
 
@@ -157,7 +160,7 @@ def test_wrong_arguments_are_one_sentence(
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = output("--help")
-    for name in ("info", "source", "compile", "configs", "cache", "bench"):
+    for name in ("info", "source", "compile", "configs", "emulate", "cache", "bench"):
         assert name in text
         with pytest.raises(SystemExit) as caught:
             cli.main([name, "--help"])
@@ -169,6 +172,80 @@ def test_compile_without_compiler_says_what_to_install() -> None:
     run = command("compile", *PROBLEM, CC="", PATH="/nowhere")
     assert run.returncode == 1
     assert "gcc" in run.stderr
+
+
+@pytest.mark.skipif(bool(build.missing()), reason=f"emulator: {build.missing()}")
+def test_emulate_runs_a_kernel_under_several_seeds() -> None:
+    """From a checkout, and from any folder."""
+    text = output("emulate", "--dtype", "bf16", "--head-dim", "24", "--seqlen-q", "20", "--causal", "--accuracy")
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[:-1:2]] == ["ok"] * 3
+    assert all(line.startswith("    output ") for line in lines[1:-1:2])
+    assert "bf16 head_dim=24 causal=True seqlen_q=20" in text
+    assert lines[-1] == "3 runs are right"
+
+
+@pytest.mark.skipif(bool(build.missing()), reason=f"emulator: {build.missing()}")
+def test_emulate_says_what_is_wrong_and_how_to_see_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """A scale of infinity makes NaN: the first seed's finding, and a command that shows it alone."""
+    arguments = ["emulate", "--head-dim", "16", "--seqlen-q", "5", "--scale", "inf", "--layout", "odd"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == "flash_attention: 1 of 1 runs are wrong"
+    report = capsys.readouterr().out
+    assert "elements are wrong" in report
+    again = shlex.split(report.splitlines()[0])[4:]
+    assert again[0] == "emulate"
+    with pytest.raises(SystemExit):
+        cli.main(again)
+    assert capsys.readouterr().out == report
+
+
+@pytest.mark.skipif(bool(build.missing()), reason=f"emulator: {build.missing()}")
+def test_emulate_prints_the_table_of_mutations() -> None:
+    """One command; a word chooses some of them."""
+    text = output("emulate", "--mutations", "strides of rows and heads")
+    assert re.search(r"^1/1 +strides of rows and heads exchanged +forward +out of bounds +[\d.]+ ", text, re.MULTILINE)
+    assert "1 of 1 mutations are caught" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--target", "cpu:avx2"), "cpu:avx2"),
+        (("--config", "colour=3"), "colour"),
+        (("--head-dim", "640"), "head_dim is 640"),
+        (("--mutations", "no such word"), "no mutation has 'no such word'"),
+    ],
+)
+def test_emulate_refuses_in_one_sentence(arguments: tuple[str, ...], reason: str) -> None:
+    if build.missing():
+        pytest.skip(f"emulator: {build.missing()}")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(("emulate", *arguments))
+    assert reason in str(caught.value.code)
+    assert "\n" not in str(caught.value.code)
+
+
+def test_emulate_needs_a_checkout(tmp_path: Path) -> None:
+    """The package alone, as a wheel has it, says what is missing."""
+    shutil.copytree(PACKAGE / "flash_attention", tmp_path / "lib" / "flash_attention")
+    line = [sys.executable, "-m", "flash_attention", "emulate", "--head-dim", "16"]
+    environment = dict(os.environ, PYTHONPATH=str(tmp_path / "lib"))
+    run = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    for needed in ("checkout", "g++ 12"):
+        assert needed in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_emulate_offers_what_the_emulator_has() -> None:
+    """The options are declared in the package, what they choose from is in tests/emulator."""
+    assert emulate_command.LAYOUTS == tensors.LAYOUTS
+    assert set(emulate_command.DATA) == set(data.DATA)
+    assert set(emulate_command.TIMINGS) == set(machine.TIMINGS)
+    assert set(emulate_command.MODELS) == set(machine.MODELS)
 
 
 FILL = """

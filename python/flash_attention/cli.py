@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from flash_attention import _native
+from flash_attention import _native, emulate_command
 
 ENVIRONMENT = {
     "FLASH_ATTENTION_CACHE_DIR": "where kernels and tuning records are kept",
@@ -29,6 +29,7 @@ examples:
   python -m flash_attention source --op forward --dtype fp32 --head-dim 64 --target cpu:avx2 | less
   python -m flash_attention compile --op backward --dtype bf16 --head-dim 128 --causal
   python -m flash_attention source --template cuda/ptx.h --set op=forward --set dtype_16=bf16
+  python -m flash_attention emulate --op backward --dtype bf16 --head-dim 64 --causal
   python -m flash_attention cache verify
   python -m flash_attention bench --quick
 
@@ -155,6 +156,12 @@ def run_bench(arguments: argparse.Namespace) -> None:
     bench_command.run(arguments)
 
 
+def run_emulate(arguments: argparse.Namespace) -> None:
+    """Run CUDA kernels on this machine's CPU and look for what is wrong with them."""
+    if wrong := emulate_command.run(arguments):
+        raise CommandError(wrong)
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -162,7 +169,7 @@ def positive(text: str) -> int:
     return value
 
 
-def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
+def add_problem_arguments(parser: argparse.ArgumentParser, default_target: str = "this machine's CPU") -> None:
     parser.add_argument("--op", choices=("forward", "backward"))
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"))
     parser.add_argument("--head-dim", type=positive, metavar="N", help="of query and key, 1 to 256")
@@ -174,7 +181,7 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:avx512_amx, cpu:neon, cuda:sm_80, ... "
-        "(default: this machine's CPU)",
+        f"(default: {default_target})",
     )
 
 
@@ -252,9 +259,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, description: str = ""
+        name: str, run: Callable[[argparse.Namespace], None], text: str, description: str = "", epilog: str = ""
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=description or text, formatter_class=raw)
+        command = commands.add_parser(
+            name, help=text, description=description or text, epilog=epilog, formatter_class=raw
+        )
         command.set_defaults(run=run)
         return command
 
@@ -269,6 +278,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_template_arguments(command)
     command.add_argument("-o", "--output", metavar="FILE", help="keep the compiled kernel in this file")
     add_problem_arguments(add("configs", run_configs, "list the configs that the tuner chooses from, best guess first"))
+    emulate = add(
+        "emulate",
+        run_emulate,
+        "run a CUDA kernel on the CPU and look for what is wrong with it",
+        emulate_command.DESCRIPTION,
+        emulate_command.EPILOG,
+    )
+    add_problem_arguments(emulate, "cuda:sm_80; those of a CPU do not run in it")
+    add_config_argument(emulate)
+    emulate_command.add_arguments(emulate)
     cache = add(
         "cache",
         run_cache,

@@ -234,7 +234,8 @@ static __device__ __forceinline__ void send_result(const tensor_map *c_map, u32 
 //% end
 
 /* The tensor maps' boxes: of A and B 64 elements by as many rows as a tile has, 64 where the major dimension is not k;
- * of C 128 bytes by 64 rows. `splits` is at most the number of blocks of k, and 1 where C is stored. */
+ * of C 128 bytes by 64 rows. Rows of C are written up to a multiple of 16 bytes. `splits` is at most the number of
+ * blocks of k, and 1 where C is stored. */
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 //% if result == "add_fragments"
   matmul(const __grid_constant__ tensor_map a_map, const __grid_constant__ tensor_map b_map, float *c, int m, int n,

@@ -2,8 +2,7 @@
 //%# `coordinates` are the parameters that say where the box begins, `places` their operands in the assembly.
 
 /* A box of a tensor of ${rank} dimensions that begins at these coordinates, the first being of the dimension whose
- * elements are neighbours. What lies outside of the tensor is read as 0, counts as bytes, and is not written. By one
- * thread. */
+ * elements are neighbours. What lies outside of the tensor is read as 0 and counts as bytes. By one thread. */
 static __device__ __forceinline__ void tensor_load(u32 shared, const tensor_map *map, u32 barrier, ${coordinates})
 {
   asm volatile("cp.async.bulk.tensor.${rank}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
@@ -29,7 +28,8 @@ static __device__ __forceinline__ void tensor_load_multicast(u32 shared, const t
                : "memory");
 }
 
-/* From shared memory to the tensor; part of the group that bulk_commit closes. */
+/* From shared memory to the tensor; part of the group that bulk_commit closes. What lies outside is not written, but for
+ * what is left of 16 bytes behind the end of a row: where rows are no multiple of 16 bytes, these must belong to it. */
 static __device__ __forceinline__ void tensor_store(const tensor_map *map, u32 shared, ${coordinates})
 {
   asm volatile("cp.async.bulk.tensor.${rank}d.global.shared::cta.bulk_group [%${rank + 1}, {${places}}], [%${rank}];" ::

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from emulator import data, tensors
@@ -19,6 +21,9 @@ class FaShape(ctypes.Structure):
 
     _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k"))
 
+
+# What an op's source is changed to before it is compiled: (op, source) -> source.
+Change = Callable[[str, str], str]
 
 TENSORS = ("query", "key", "value", "output", "grad_output", "grad_query", "grad_key", "grad_value")
 
@@ -105,10 +110,14 @@ def source(case: Case, op: str) -> str:
     return _native.source(problem(case, op), config(case, op).decode())[0]
 
 
-def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) -> list[str]:
+def unchanged(op: str, text: str) -> str:
+    return text
+
+
+def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None, change: Change) -> list[str]:
     """Run the phases of one op; returns what it left unwritten."""
     p = plan(case, op)
-    kernel = Kernel(source(case, op))
+    kernel = Kernel(change(op, source(case, op)))
     workspace = Memory("workspace", lonely(p.workspace_bytes), True)
     session = Session([m for s in memory.values() for m in s.memory] + [m for m in (lse, workspace) if m])
     params = FaParams(
@@ -126,7 +135,7 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None) 
     return [f"{name}: {session.unwritten(name)} bytes are not written" for name in results if session.unwritten(name)]
 
 
-def emulate(case: Case) -> dict[str, Tensor]:
+def emulate(case: Case, change: Change = unchanged) -> dict[str, Tensor]:
     """Run one call and check it: raises EmulatorError with what is wrong, returns the results."""
     case = case.filled()
     shapes, values = data.shapes(case), data.values(case)
@@ -136,8 +145,11 @@ def emulate(case: Case) -> dict[str, Tensor]:
     lse = None
     if case.op == "backward" or "lse" not in case.without:
         lse = Memory("lse", lonely(case.batch * case.heads_q * case.seqlen_q * 8), True)
-    problems = run_op(case, "forward", {**inputs, "output": output}, lse)
+    problems = run_op(case, "forward", {**inputs, "output": output}, lse, change)
     results = {"output": output.tensor}
+    if lse and case.seqlen_k:
+        statistics = torch.from_numpy(lse.array).view(torch.float32).view(case.batch, case.heads_q, case.seqlen_q, 2)
+        problems += data.check_statistics(case, values, statistics)
     if case.op == "backward" and lse:
         given = dict(inputs)
         for name, tensor in (("output", output.tensor), ("grad_output", values["grad_output"])):
@@ -147,9 +159,9 @@ def emulate(case: Case) -> dict[str, Tensor]:
             for n in ("query", "key", "value")
             if f"grad_{n}" not in case.without
         }
-        problems += run_op(case, "backward", {**given, **wanted}, Memory("lse", lse.array))
+        problems += run_op(case, "backward", {**given, **wanted}, Memory("lse", lse.array), change)
         results.update({name: s.tensor for name, s in wanted.items()})
     problems += data.check(case, values, results, expected)
     if problems:
-        raise EmulatorError("\n".join([str(case), *problems]))
+        raise EmulatorError("\n".join(problems))
     return {name: t.clone() for name, t in results.items()}

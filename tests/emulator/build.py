@@ -30,7 +30,7 @@ KERNEL_FLAGS = [
     *("-std=c++17", "-O1", "-g", "-fPIC", "-fno-plt", "-fno-strict-aliasing", *FMA),
     *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
-    *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable"),
+    *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-psabi"),
 ]
 RUNTIME_FLAGS = ["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-shared"]
 
@@ -52,6 +52,47 @@ INSTRUCTIONS = {
     "store_release": r"st\.release\.gpu\.global\.s32",
     "reduce_add": r"red\.relaxed\.gpu\.global\.add\.f32",
     "reduce_add_4": r"red\.relaxed\.gpu\.global\.add\.v4\.f32",
+    "barrier_init": r"mbarrier\.init\.shared::cta\.b64 ",
+    "barrier_init_done": r"fence\.mbarrier_init\.release\.cluster",
+    "barrier_arrive": r"mbarrier\.arrive\.shared::cta\.b64 _",
+    "barrier_arrive_at": r"(?s)mapa\.shared::cluster\.u32 .*mbarrier\.arrive\.release\.cluster\.shared::cluster\.b64 _",
+    "barrier_expect": r"mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _",
+    "barrier_try": r"mbarrier\.try_wait\.parity\.shared::cta\.b64 ",
+    "tensor_prefetch": r"prefetch\.tensormap \[",
+    "tensor_load": (r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\""),
+    "tensor_load_multicast": (
+        r"cp\.async\.bulk\.tensor\.[2-5]d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes\.multicast::cluster\""
+    ),
+    "tensor_store": r"cp\.async\.bulk\.tensor\.[2-5]d\.global\.shared::cta\.bulk_group ",
+    "tensor_reduce_add": r"cp\.reduce\.async\.bulk\.tensor\.[2-5]d\.global\.shared::cta\.add\.bulk_group",
+    "bulk_load": r"cp\.async\.bulk\.shared::cluster\.global\.mbarrier::complete_tx::bytes ",
+    "bulk_store": r"cp\.async\.bulk\.global\.shared::cta\.bulk_group ",
+    "bulk_reduce_add": r"cp\.reduce\.async\.bulk\.global\.shared::cta\.bulk_group\.add\.f32 ",
+    "bulk_commit": r"cp\.async\.bulk\.commit_group;",
+    "bulk_wait": r"cp\.async\.bulk\.wait_group %0;",
+    "bulk_wait_read": r"cp\.async\.bulk\.wait_group\.read %0;",
+    "fence_async_shared": r"fence\.proxy\.async\.shared::cta;",
+    "wgmma_fence": r"wgmma\.fence\.sync\.aligned;",
+    "wgmma_commit": r"wgmma\.commit_group\.sync\.aligned;",
+    "wgmma_wait": r"wgmma\.wait_group\.sync\.aligned %0;",
+    "keep_registers": r'asm volatile\("" : "\+f"',
+    "named_barrier_wait": r"bar\.sync %0, %1;",
+    "named_barrier_arrive": r"bar\.arrive %0, %1;",
+    "registers_increase": r"setmaxnreg\.inc\.sync\.aligned\.u32 %0;",
+    "registers_decrease": r"setmaxnreg\.dec\.sync\.aligned\.u32 %0;",
+    "stmatrix_x4": r"stmatrix\.sync\.aligned\.m8n8\.x4\.shared\.b16",
+    "stmatrix_x4_trans": r"stmatrix\.sync\.aligned\.m8n8\.x4\.trans\.shared\.b16",
+    "elect_one": r"elect\.sync _\|elected, 0xffffffff;",
+    "cluster_rank": r"%%cluster_ctarank;",
+    "cluster_arrive": r"barrier\.cluster\.arrive\.release;",
+    "cluster_wait": r"barrier\.cluster\.wait\.acquire;",
+    "map_shared": r"mapa\.shared::cluster\.u32 ",
+    "store_shared_cluster_f32": r"st\.shared::cluster\.f32 ",
+    "load_shared_cluster_f32": r"ld\.shared::cluster\.f32 ",
+    **{
+        f"wgmma_m64n{n}k16": rf"wgmma\.mma_async\.sync\.aligned\.m64n{n}k16\.f32\.(f16\.f16|bf16\.bf16) "
+        for n in range(8, 257, 8)
+    },
 }
 # The name of a function at the start of a definition, its template line included.
 _DEFINITION = re.compile(
@@ -63,7 +104,21 @@ _DYNAMIC = re.compile(
     r"(?P<align2>__align__\((?P<bytes2>[^()]*)\)\s+)?(?P<name>\w+)\s*\[\s*\]\s*;",
     re.MULTILINE,
 )
-_KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^()]*\)\s*)?(\w+)\s*\(")
+_BETWEEN = r"(?:\s|#line[^\n]*\n)*"
+_KERNEL = re.compile(
+    rf"__global__\s+void\b{_BETWEEN}(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\){_BETWEEN})?(?P<name>(?!__)\w+)\s*\("
+)
+
+
+def missing() -> str:
+    """Why the emulator does not run here; "" if it does."""
+    if platform.machine() not in ("x86_64", "aarch64"):
+        return f"it switches stacks on x86-64 and aarch64, not on {platform.machine()}"
+    try:
+        version = subprocess.run([CXX, "-dumpversion"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return f"it needs {CXX}, which is not there"
+    return "" if int(version.split(".")[0]) >= 12 else f"it needs g++ 12 or newer; {CXX} is {version.strip()}"
 
 
 def _end_of_body(text: str, start: int) -> int:
@@ -113,9 +168,14 @@ def translate(source: str) -> str:
         return f"#define {match['name']} (({match['type']} *)emu_dynamic_shared())"
 
     text = _DYNAMIC.sub(dynamic, text)
-    entries = "".join(f"EMU_ENTRY({name})\n" for name in dict.fromkeys(_KERNEL.findall(text)))
+    kernels = {match["name"]: match["bounds"] or "0" for match in _KERNEL.finditer(text)}
+    entries = "".join(f"EMU_ENTRY({name}, {bounds})\n" for name, bounds in kernels.items())
+    names = list(dict.fromkeys(names))
     defines = "".join(f"#define EMU_HAS_{name}\n" for name in names)
-    includes = f'#include "{NATIVE}/cuda.h"\n#include "{NATIVE}/instructions.h"\n'
+    headers = ("cuda.h", "instructions.h", "hopper_instructions.h")
+    includes = "".join(f'#include "{NATIVE}/{header}"\n' for header in headers)
+    includes += '#line 1 "hopper_instructions.h"\n'  # no place of the kernel
+    includes += "".join(f"EMU_WGMMA({n})\n" for name in names for n in re.findall(r"^wgmma_m64n(\d+)k16$", name))
     return (
         f"#define EMU_TYPE {int(bf16)}\n{defines}{includes}{text}\n"
         f'#line 1 "emulator entries"\nextern "C" int emu_shared_alignment() {{ return {alignment}; }}\n{entries}'

@@ -77,6 +77,35 @@ def check(case: Case, inputs: dict[str, Tensor], actual: dict[str, Tensor], expe
     return [text for text in found if text]
 
 
+def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list[str]:
+    """Of forward's largest score and sum of weights of each row; a text if some are wrong.
+
+    A score is a sum of exact products. A tensor core cuts each of up to 17 terms off at 2^-23 of the largest, twice
+    for every 16 columns. A sum of weights has a rounding for each key, those of its exponents, and exp2_approx's.
+    """
+    q, k = (inputs[name].double() for name in ("query", "key"))
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores, magnitude = q @ k.mT * case.scale, q.abs() @ k.abs().mT * abs(case.scale)
+    if case.causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores, magnitude = scores.masked_fill_(hidden, -math.inf), magnitude.masked_fill_(hidden, 0)
+    bound = -(-case.head_dim // 16) * 2 * 17 * 2.0**-23 * magnitude.amax(-1) + 2.0**-100
+    largest = lse[..., 0].double() * abs(case.scale)
+    total = largest + lse[..., 1].double().log()
+    exponents = 2.0**-21 * scores.amax(-1).abs() + (case.seqlen_k + 16) * 2.0**-23
+    found = []
+    for name, actual, expected, error in (
+        ("largest score", largest, scores.amax(-1), bound),
+        ("log of the sum of exponentials", total, scores.logsumexp(-1), bound + exponents),
+    ):
+        wrong = ~((actual - expected).abs() <= error) & expected.isfinite()
+        if wrong.any():
+            place = tuple(wrong.nonzero()[0].tolist())
+            text = f"{name}{list(place)} is {actual[place]:.8g}, must be {expected[place]:.8g}"
+            found.append(f"lse: {int(wrong.sum())} of {wrong.numel()} rows are wrong\n    {text}")
+    return found
+
+
 def _magnitudes(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Output and gradients with every term counted positive: what errors are in proportion to."""
     q, k, v, do = (x.double().nan_to_num() for x in inputs.values())

@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 
+from emulator import tensor_map
 from emulator.machine import Kernel, Memory, Settings, lonely
 from gpu.launch import Array, Launch, TensorMap
 
@@ -21,14 +22,18 @@ def _memory(array: Array) -> Memory:
     return Memory(array.name, copy, array.role != "in", state)
 
 
+def _encode(tensor: TensorMap, address: int) -> tensor_map.TensorMap:
+    return tensor_map.encode(address, tensor.dtype, tensor.sizes, [tensor.row_bytes], tensor.box, tensor.swizzle)
+
+
 def run(launch: Launch, settings: Settings = DEFAULT) -> None:
     """Run it; arrays that are not only read hold what the kernel wrote. Raises EmulatorError with what was found."""
     memory = {id(array): _memory(array) for array in launch.arrays()}
     arguments: list[ctypes._SimpleCData | ctypes.Structure] = []
     for argument in launch.arguments:
         if isinstance(argument, TensorMap):
-            raise NotImplementedError("tensor maps")
-        if isinstance(argument, Array):
+            arguments.append(_encode(argument, memory[id(argument.array)].array.ctypes.data))
+        elif isinstance(argument, Array):
             arguments.append(ctypes.c_void_p(memory[id(argument)].array.ctypes.data))
         else:
             arguments.append(ctypes.c_int(argument))

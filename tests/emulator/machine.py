@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import subprocess
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ class _Launch(ctypes.Structure):
         ("shuffle", ctypes.c_int),
         ("drain", ctypes.c_int),
         ("shared_alignment", ctypes.c_int),
+        ("registers", ctypes.c_int),
+        ("cluster", ctypes.c_uint * 3),
     )
 
 
@@ -60,7 +63,7 @@ class Settings:
     """How a kernel is run. The same settings give the same run."""
 
     seed: int = 0
-    timing: str = "random"  # when copies arrive: TIMINGS
+    timing: str = "random"  # when asynchronous operations are carried out: TIMINGS
     model: str = "hopper"  # how tensor cores add: MODELS
     exp2_error: int = 0  # units in the last place by which 2^x may be off
     resident: int = 4  # blocks at once
@@ -100,7 +103,7 @@ def _source_line(module: str, offset: str) -> str:
     frames = []
     for function, place in zip(lines[::2], lines[1::2], strict=False):
         where = re.sub(r" \(discriminator \d+\)", "", place)
-        if not where.startswith(("cuda.h:", "instructions.h:", "emulator entries:")):
+        if not where.startswith(("cuda.h:", "instructions.h:", "hopper_instructions.h:", "emulator entries:")):
             frames.append(f"{where} ({function.split('(')[0]})")
     return " < ".join(frames) or offset
 
@@ -122,9 +125,20 @@ class Kernel:
         arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
         memory: Sequence[Memory],
         settings: Settings = Settings(),
+        cluster: int | Sequence[int] = 1,
     ) -> None:
         """Run one launch; raises EmulatorError with what was found. Memory written before counts as written."""
-        Session(memory).launch(self, entry, grid, block, shared_bytes, arguments, settings)
+        Session(memory).launch(self, entry, grid, block, shared_bytes, arguments, settings, cluster)
+
+    def registers(self, entry: str, threads: int) -> int:
+        """What a thread has at the launch where setmaxnreg is used, from the kernel's __launch_bounds__; else 0."""
+        bounds = getattr(self.module, f"emu_bounds_{entry}")
+        most, blocks = bounds(0), max(bounds(1), 1)
+        if not most:
+            return 0
+        if threads > most:
+            raise EmulatorError(f"{entry}: {threads} threads, more than its __launch_bounds__({most})")
+        return min(65536 // (most * blocks) // 8 * 8, 255)
 
 
 class Session:
@@ -151,8 +165,11 @@ class Session:
         shared_bytes: int,
         arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
         settings: Settings,
+        cluster: int | Sequence[int] = 1,
     ) -> None:
         lib, module = library(), kernel.module
+        if any(g % c for g, c in zip(_three(grid), _three(cluster), strict=True)):
+            raise ValueError(f"{entry}: a grid of {grid} is no whole number of clusters of {cluster}")
         launch = _Launch(
             (ctypes.c_uint * 3)(*_three(grid)),
             (ctypes.c_uint * 3)(*_three(block)),
@@ -165,6 +182,8 @@ class Session:
             settings.shuffle,
             settings.drain,
             module.emu_shared_alignment(),
+            kernel.registers(entry, math.prod(_three(block))),
+            (ctypes.c_uint * 3)(*_three(cluster)),
         )
         static = (ctypes.c_void_p * 2)()
         module.emu_static_range(static)

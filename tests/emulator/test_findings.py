@@ -205,3 +205,14 @@ static __device__ __forceinline__ void prefetch(const void *p) { asm volatile("p
 extern "C" __global__ void kernel(float *out_x) { prefetch(out_x); }"""
     with pytest.raises(NotImplementedError, match="no model of prefetch"):
         run(text, np.zeros(32, np.float32))
+
+
+def test_printf(capfd: pytest.CaptureFixture[str]) -> None:
+    """A kernel may print, as on a GPU, for whoever debugs one."""
+    text = """
+extern "C" __global__ void kernel(const float *in_x) {
+  if (threadIdx.x == 3)
+    printf("lane %d: %g\\n", threadIdx.x, in_x[threadIdx.x]);
+}"""
+    run(text, np.arange(32, dtype=np.float32) / 2)
+    assert capfd.readouterr().out == "lane 3: 1.5\n"

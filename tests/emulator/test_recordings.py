@@ -17,7 +17,7 @@ from emulator import attention, intervals, launches, tensors
 from emulator.attention import Case
 from emulator.machine import Memory, Settings, lonely
 from gpu import attention as recorded_attention
-from gpu import recorded
+from gpu import operands, recorded
 
 FILES = sorted((Path(__file__).parent / "recordings").glob("sm_*/*.npz"))
 
@@ -47,6 +47,19 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, names: list[str])
     assert not lines, "\n".join(lines)
 
 
+@pytest.mark.parametrize("n", [8, 64, 80, 256])
+def test_wgmma_finds_each_element_in_every_layout(n: int) -> None:
+    """Without a recording: layouts.py, written from the PTX ISA, and the emulator's decoding of descriptors agree."""
+    sets = [("integers", 0)]
+    a, b, c = (x[None] for x in operands.make("integers", 0, 64, n, "fp16"))
+    cases = recorded.wgmma_cases(sets)
+    index = np.zeros(len(cases), int)
+    actual = recorded.multiply_wgmma(launches.run, a[index], b[index], c[index], "fp16", [case[1:] for case in cases])
+    expected = c[0] + operands.from_bits(a[0], "fp16") @ operands.from_bits(b[0], "fp16").T
+    for (_, of_a, of_b), result in zip(cases, actual, strict=True):
+        assert (result == expected).all(), (of_a.name if of_a else "registers", of_b.name)
+
+
 @pytest.mark.parametrize("path", kinds("mma"))
 def test_mma_is_the_gpus_bit_for_bit(path: Path) -> None:
     file = np.load(path)
@@ -70,6 +83,19 @@ def test_wgmma_is_the_gpus_bit_for_bit(path: Path) -> None:
     actual = recorded.multiply_wgmma(launches.run, a, b, c, dtype, [case[1:] for case in cases])
     names = [f"{file['names'][i]} a {of_a.name if of_a else 'registers'} b {of_b.name}" for i, of_a, of_b in cases]
     assert_same_bits(actual, file["results"][file["which"]], names)
+
+
+@pytest.mark.parametrize("path", kinds("boxes"))
+def test_boxes_of_tensors_are_the_gpus_byte_for_byte(path: Path) -> None:
+    """TMA: what is outside of a tensor, swizzles by address, where a store ends, sums."""
+    file, wrong = np.load(path), []
+    all_expected = [row for what in recorded.COPIES for row in file[f"{what}s"]]
+    for box, expected in zip(recorded.boxes(), all_expected, strict=True):
+        actual = recorded.copy_box(launches.run, box)
+        if places := np.argwhere(actual != expected)[:, 0].tolist():
+            wrong.append(f"{box.name}: {len(places)} bytes differ, {places[:8]}: {actual[places[:8]]}, the GPU has")
+            wrong[-1] += f" {expected[places[:8]]}"
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("path", kinds("functions"))

@@ -3,8 +3,8 @@
     PYTHONPATH=python python tests/gpu/record.py tests/emulator/recordings
 
 writes one compressed file for each kind to sm_90 there, if that is the GPU's: operands and results of mma.sync and (on
-sm_90) wgmma, exp2_approx and conversions, and the portable attention kernels. Each says on which device with which
-driver and compiler. Below a minute.
+sm_90) wgmma, boxes that TMA copied, exp2_approx and conversions, and the portable attention kernels. Each says on
+which device with which driver and compiler. Below a minute.
 
 With --emulate the emulator stands in for the GPU, which shows that everything here runs; such files are no recordings.
 """
@@ -71,14 +71,17 @@ def record_attention(name: str) -> dict[str, np.ndarray]:
     return {"target": np.array(target), **arrays}
 
 
-def files(run: Run, with_wgmma: bool, with_attention: bool) -> Files:
+def files(run: Run, is_hopper: bool, with_attention: bool) -> Files:
+    """In this order, as after a fault of the GPU nothing else runs."""
     kinds: Files = {f"mma_{dtype}": lambda d=dtype: record_mma(run, d) for dtype in DTYPES}  # type: ignore[misc]
-    for dtype in DTYPES:
-        for n in WIDTHS if with_wgmma else ():
-            kinds[f"wgmma_{dtype}_n{n}"] = lambda d=dtype, n=n: record_wgmma(run, d, n)  # type: ignore[misc]
     kinds["functions"] = lambda: record_functions(run)
     for name in attention.CASES if with_attention else ():
         kinds[f"attention_{name}"] = lambda name=name: record_attention(name)  # type: ignore[misc]
+    for dtype in DTYPES:
+        for n in WIDTHS if is_hopper else ():
+            kinds[f"wgmma_{dtype}_n{n}"] = lambda d=dtype, n=n: record_wgmma(run, d, n)  # type: ignore[misc]
+    if is_hopper:
+        kinds["boxes"] = lambda: recorded.copy_boxes(run)
     return kinds
 
 

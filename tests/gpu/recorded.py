@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from gpu import layouts, operands
-from gpu.launch import Array, Launch, expand
+from gpu.launch import ELEMENT_BYTES, Array, Launch, TensorMap, expand
 from gpu.layouts import Layout
+from gpu.operands import to_bits
 
 Run = Callable[[Launch], None]
 DTYPES = ("fp16", "bf16")
@@ -38,14 +41,15 @@ extern "C" __global__ void multiply(const half_bits *a, const half_bits *b, floa
 
 # Of each block, fields has: where the images begin and how long they are, the descriptors' fields, and which product.
 WGMMA = """
-enum { N = WIDTH, A_BYTES, A_START, A_LEADING, A_STRIDE, A_SWIZZLE, B_BYTES, B_START, B_LEADING, B_STRIDE, B_SWIZZLE,
-       PRODUCT, NUM_FIELDS };
+enum { N = WIDTH };
+enum { A_BYTES, A_START, A_LEADING, A_STRIDE, A_SWIZZLE, B_BYTES, B_START, B_LEADING, B_STRIDE, B_SWIZZLE, PRODUCT,
+       NUM_FIELDS };
 
 extern "C" __global__ void __launch_bounds__(128) multiply(const unsigned char *a_images, const unsigned char *b_images,
                                                            const half_bits *a, const int *fields, float *c)
 {
   extern __shared__ __align__(1024) unsigned char shared[];
-  fields += blockIdx.x * (NUM_FIELDS - A_BYTES) - A_BYTES;
+  fields += blockIdx.x * NUM_FIELDS;
   a_images += (long long)blockIdx.x * A_IMAGE, b_images += (long long)blockIdx.x * B_IMAGE;
   a += blockIdx.x * 1024, c += (long long)blockIdx.x * 64 * N;
   for (int i = threadIdx.x * 16; i < fields[A_BYTES]; i += 2048)
@@ -101,6 +105,44 @@ extern "C" __global__ void pack_all(const float *x, u32 *pairs)
 {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   pairs[i] = pack(x[2 * i], x[2 * i + 1]);
+}
+"""
+
+
+# One box, by one block: "load" shows what shared memory holds then, "store" and "add" what the tensor does.
+BOX = """
+enum { SHARED = 2048 };
+
+extern "C" __global__ void copy_box(const __grid_constant__ tensor_map map, unsigned char *image, int what, int offset,
+                                    int bytes, int column, int row)
+{
+  extern __shared__ __align__(1024) unsigned char shared[];
+  u32 tile = shared_address(shared) + offset, barrier = shared_address(shared) + SHARED;
+  for (int i = threadIdx.x; i < SHARED / 4; i += 32)
+    ((u32 *)shared)[i] = ((const u32 *)image)[i];
+  if (threadIdx.x == 0) {
+    barrier_init(barrier, 1);
+    barrier_init_done();
+  }
+  fence_async_shared();
+  __syncwarp();
+  if (what == 0) {
+    if (threadIdx.x == 0) {
+      barrier_expect(barrier, bytes);
+      tensor_load(tile, &map, barrier, column, row);
+    }
+    barrier_wait(barrier, 0);
+  } else if (threadIdx.x == 0) {
+    if (what == 1)
+      tensor_store(&map, tile, column, row);
+    else
+      tensor_reduce_add(&map, tile, column, row);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+  __syncwarp();
+  for (int i = threadIdx.x; i < SHARED / 4; i += 32)
+    ((u32 *)image)[i] = ((const u32 *)shared)[i];
 }
 """
 
@@ -221,3 +263,61 @@ def wgmma_cases(sets: Sequence[tuple[str, int]]) -> list[tuple[int, Layout | Non
         else:
             cases += [(i, plain, plain), (i, None, plain)]
     return cases
+
+
+@dataclass(frozen=True)
+class Box:
+    """A copy of a box between shared memory and a tensor of 11 rows of 37 (fp32) or 74 (16-bit) elements."""
+
+    what: str  # "load", "store", "add"
+    dtype: str
+    swizzle: int
+    column: int
+    row: int
+    offset: int = 0  # of the tile in shared memory
+
+    @property
+    def name(self) -> str:
+        return "_".join(str(x) for x in (self.what, self.dtype, self.swizzle, self.column, self.row, self.offset))
+
+
+COPIES = ("load", "store", "add")
+BOX_ROWS, TENSOR_ROWS, SHARED_BYTES = 8, 11, 2048
+
+
+def boxes() -> list[Box]:
+    """Inside, over each end, outside, from columns that are no multiple of 16 bytes, tiles at any multiple of 128."""
+    result = []
+    for what, dtype, swizzle in itertools.product(COPIES, ("bf16", "fp32"), layouts.SWIZZLES):
+        places = [(0, 0, 0), (-3, -2, 128), (33, 7, 256), (29, 0, 0), (36, 2, 384), (1, 4, 1024), (80, 0, 0)]
+        result += [Box(what, dtype, swizzle, *place) for place in places]
+    return result
+
+
+def copy_box(run: Run, box: Box) -> np.ndarray:
+    """Bytes of shared memory after a load, or of the tensor after a store; the tensor's rows are 24 bytes apart."""
+    rng = np.random.default_rng(11)
+    size = ELEMENT_BYTES[box.dtype]
+    kind = {2: np.uint16, 4: np.float32}[size]
+    columns, row = 148 // size, 176 // size
+
+    def values(*shape: int) -> np.ndarray:
+        numbers = rng.integers(-9, 10, shape).astype(np.float64)
+        return to_bits(numbers, box.dtype) if size == 2 else numbers.astype(kind)
+
+    tensor = Array("tensor", values(TENSOR_ROWS, row), "in" if box.what == "load" else "inout")
+    image = Array("image", values(SHARED_BYTES // size), "inout")
+    width = (box.swizzle or 64) // size
+    tensor_map = TensorMap(tensor, box.dtype, (columns, TENSOR_ROWS), (width, BOX_ROWS), box.swizzle)
+    what = COPIES.index(box.what)
+    arguments = [tensor_map, image, what, box.offset, width * BOX_ROWS * size, box.column, box.row]
+    source = expand("cuda/ptx.h", "cuda/hopper.h", op="forward", dtype_16="bf16") + BOX
+    run(Launch(source, "copy_box", 1, 32, SHARED_BYTES + 16, arguments))
+    written = image if box.what == "load" else tensor
+    return written.values.reshape(-1).view(np.uint8)
+
+
+def copy_boxes(run: Run) -> dict[str, np.ndarray]:
+    """loads, stores, adds: the bytes for each of boxes() of that kind."""
+    results = {f"{what}s": [copy_box(run, box) for box in boxes() if box.what == what] for what in COPIES}
+    return {name: np.stack(bytes_) for name, bytes_ in results.items()}

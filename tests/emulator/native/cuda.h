@@ -21,7 +21,7 @@ extern unsigned char __start_emu_shared[] __attribute__((weak, visibility("hidde
 extern unsigned char __stop_emu_shared[] __attribute__((weak, visibility("hidden")));
 unsigned emu_shared_window(const void *pointer);
 void *emu_dynamic_shared();
-int emu_barrier(int id, int threads, int vote, int arrive_only);
+int emu_barrier(int vote);
 void emu_syncwarp(unsigned mask);
 unsigned long emu_shuffle(unsigned mask, unsigned long value, int lane, int width, int mode);
 unsigned emu_vote(unsigned mask, unsigned value, int kind);
@@ -38,6 +38,7 @@ float emu_to_float(unsigned short bits, int type);
 unsigned short emu_from_float(float x, int type);
 int emu_load_acquire(const int *flag);
 void emu_store_release(int *flag, int value);
+int printf(const char *format, ...);
 }
 
 /* --- indices and vectors ----------------------------------------------------------------------------------------- */
@@ -160,10 +161,10 @@ static __forceinline__ int abs(int x) { return x < 0 ? -x : x; }
 
 /* --- threads ----------------------------------------------------------------------------------------------------- */
 
-static __forceinline__ void __syncthreads() { emu_barrier(0, 0, 0, 0); }
-static __forceinline__ int __syncthreads_count(int vote) { return emu_barrier(0, 0, vote, 0); }
-static __forceinline__ int __syncthreads_or(int vote) { return emu_barrier(0, 0, vote, 0) != 0; }
-static __forceinline__ int __syncthreads_and(int vote) { return emu_barrier(0, 0, !vote, 0) == 0; }
+static __forceinline__ void __syncthreads() { emu_barrier(0); }
+static __forceinline__ int __syncthreads_count(int vote) { return emu_barrier(vote); }
+static __forceinline__ int __syncthreads_or(int vote) { return emu_barrier(vote) != 0; }
+static __forceinline__ int __syncthreads_and(int vote) { return emu_barrier(!vote) == 0; }
 static __forceinline__ void __syncwarp(unsigned mask = 0xffffffffu) { emu_syncwarp(mask); }
 static __forceinline__ void __threadfence() {}
 static __forceinline__ void __threadfence_block() {}
@@ -248,8 +249,13 @@ template <class... A, int... I>
 EMU_UNSEEN static __forceinline__ void emu_call(void (*kernel)(A...), void **arguments, emu_indices<I...>) {
   kernel(*(typename emu_plain<A>::type *)arguments[I]...);
 }
-#define EMU_ENTRY(NAME)                                                                                                \
-  extern "C" EMU_UNSEEN void emu_entry_##NAME(void **arguments) { emu_enter(NAME, arguments); }
+/* Behind the name: what __launch_bounds__ says, threads and blocks of a multiprocessor. */
+#define EMU_ENTRY(NAME, ...)                                                                                           \
+  extern "C" EMU_UNSEEN void emu_entry_##NAME(void **arguments) { emu_enter(NAME, arguments); }                        \
+  extern "C" EMU_UNSEEN int emu_bounds_##NAME(int i) {                                                                 \
+    const int bounds[] = {__VA_ARGS__, 0, 0};                                                                          \
+    return bounds[i];                                                                                                  \
+  }
 template <class... A> EMU_UNSEEN static __forceinline__ void emu_enter(void (*kernel)(A...), void **arguments) {
   emu_call(kernel, arguments, typename emu_count<sizeof...(A)>::type());
 }

@@ -48,6 +48,44 @@ extern "C" void emu_ldmatrix(u32 *r, u32 address, int count, int trans) {
   meet(trans ? "ldmatrix (trans)" : "ldmatrix", &kinds[trans][count], 0xffffffffu, &load, EMU_PC, load_matrices);
 }
 
+/* --- stmatrix ---------------------------------------------------------------------------------------------------- */
+
+struct StoreMatrix {
+  const u32 *r;
+  u32 address;
+  int count;
+  bool trans;
+  uintptr_t pc;
+};
+
+static void store_matrices(Warp &warp, u32 mask, void **arguments) {
+  StoreMatrix &any = *(StoreMatrix *)arguments[0];
+  Thread *self = machine.now;
+  if (mask != 0xffffffffu)
+    fatal(any.pc, "stmatrix by a warp of fewer than 32 lanes");
+  for (int l = 0; l < 8 * any.count; l++) {
+    StoreMatrix &store = *(StoreMatrix *)arguments[l];
+    machine.now = &warp.thread[l];
+    if (store.address % 16)
+      fatal(store.pc, "stmatrix: the address %#x is not aligned to 16 bytes", store.address);
+    unsigned char *row = shared_pointer(store.address, 16, "stmatrix", store.pc);
+    touch(row, 16, WRITE, store.pc);
+    for (int k = 0; k < 8; k++) {
+      int i = any.trans ? k : l % 8, j = any.trans ? l % 8 : k; /* which element a lane holds as (i, j) */
+      u32 pair = ((StoreMatrix *)arguments[4 * i + j / 2])->r[l / 8];
+      uint16_t element = (uint16_t)(j % 2 ? pair >> 16 : pair);
+      memcpy(row + 2 * k, &element, 2);
+    }
+  }
+  machine.now = self;
+}
+
+extern "C" void emu_stmatrix(const u32 *r, u32 address, int count, int trans) {
+  static const char kinds[2][5] = {};
+  StoreMatrix store = {r, address, count, trans != 0, EMU_PC};
+  meet(trans ? "stmatrix (trans)" : "stmatrix", &kinds[trans][count], 0xffffffffu, &store, EMU_PC, store_matrices);
+}
+
 /* --- mma --------------------------------------------------------------------------------------------------------- */
 
 struct Multiply {
@@ -177,7 +215,7 @@ extern "C" u32 emu_vote(u32 mask, u32 value, int kind) {
   return vote.result;
 }
 
-static void sync_warp(Warp &warp, u32, void **) { warp.clock.local[warp.index]++; }
+static void sync_warp(Warp &warp, u32 mask, void **) { synchronise(warp, mask); }
 
 extern "C" void emu_syncwarp(u32 mask) {
   static const char kind = 0;
@@ -209,30 +247,21 @@ static std::map<const void *, Clock> released;
 
 void flags_launch() { released.clear(); }
 
-static u64 warp_name(const Warp &warp, u32 index) { return warp.block->index * MAX_WARPS + index; }
-
 extern "C" int emu_load_acquire(const int *flag) {
-  Thread &thread = *machine.now;
   touch(flag, 4, ATOMIC, EMU_PC);
   machine.spins++;
   yield();
   auto found = released.find(flag);
   if (found != released.end())
-    thread.warp->clock.join(found->second);
+    acquire(*machine.now, found->second);
   return __atomic_load_n(flag, __ATOMIC_RELAXED);
 }
 
 extern "C" void emu_store_release(int *flag, int value) {
-  Warp &warp = *machine.now->warp;
   touch(flag, 4, ATOMIC, EMU_PC);
-  Clock outside;
-  outside.foreign = warp.clock.foreign;
-  for (u32 w = 0; w < warp.block->num_warps; w++)
-    outside.foreign[warp_name(warp, w)] = warp.clock.local[w];
-  released[flag].join(outside);
-  warp.clock.local[warp.index]++;
+  released[flag].join(release_lane(*machine.now));
   *flag = value;
-  progress();
+  passed();
 }
 
 extern "C" void emu_touch_atomic(const void *address, int bytes) {

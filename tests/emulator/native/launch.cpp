@@ -1,7 +1,8 @@
 /* The way in from Python. */
 #include "machine.h"
 
-#include <cstring>
+#include <algorithm>
+#include <cstdio>
 
 namespace emu {
 
@@ -9,7 +10,8 @@ struct Launch {
   unsigned grid[3], block[3];
   u64 shared_bytes;
   u64 seed;
-  int timing, model, exp2_error, resident, shuffle, drain, shared_alignment;
+  int timing, model, exp2_error, resident, shuffle, drain, shared_alignment, registers;
+  unsigned cluster[3];
 };
 
 /* Runs one launch; returns 0 when every thread came to its end. What was found is in emu_findings(). */
@@ -17,6 +19,8 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
                           unsigned char *static_end) {
   machine.settings = {launch->seed,     launch->timing,  launch->model, launch->exp2_error,
                       launch->resident, launch->shuffle, launch->drain};
+  u32 cluster_size = launch->cluster[0] * launch->cluster[1] * launch->cluster[2];
+  machine.settings.resident = std::max(launch->resident, (int)cluster_size);
   machine.random = launch->seed * 0x9e3779b97f4a7c15ull + 0x1234567;
   if (!machine.random)
     machine.random = 1;
@@ -24,6 +28,8 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
     random_below(2);
   machine.grid = {launch->grid[0], launch->grid[1], launch->grid[2]};
   machine.block_dim = {launch->block[0], launch->block[1], launch->block[2]};
+  machine.cluster_dim = {launch->cluster[0], launch->cluster[1], launch->cluster[2]};
+  machine.registers = (u32)launch->registers;
   machine.shared_bytes = launch->shared_bytes;
   machine.shared_alignment = (u32)launch->shared_alignment;
   machine.kernel = kernel;
@@ -31,9 +37,11 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
   setup_static(static_begin, static_end);
   memory_launch();
   flags_launch();
+  bulk_launch();
   catch_crashes();
   bool whole = run_grid();
   leave_crashes();
+  fflush(stdout); /* what the kernel has printed */
   return whole ? 0 : 1;
 }
 

@@ -1,28 +1,38 @@
 /*
- * The emulated GPU: a grid of blocks of warps of threads, each thread a fiber.
+ * The emulated GPU: a grid of blocks of warps of threads, each thread a fiber. Every plain access of a kernel comes here
+ * too, because kernels are compiled with the calls that -fsanitize=thread inserts.
  *
  *     scheduler.cpp      runs blocks, lets lanes of a warp and threads of a block meet, finds deadlocks
+ *     clock.cpp          what is known to have happened
  *     memory.cpp         what each byte of shared and global memory is, and who touched it last: bounds,
- *                        initialisation, races by happens-before; every plain access of a kernel comes here too,
- * because kernels are compiled with the calls that -fsanitize=thread inserts copies.cpp         cp.async: data arrive
- * early, late or at a random moment instructions.cpp   ldmatrix, mma, shuffles, atomics tensor_core.cpp    how tensor
- * cores add; conversions of 16-bit types crash.cpp          a crash becomes a finding report.cpp         findings
+ *                        initialisation, races by happens-before
+ *     registers.cpp      registers: those that products use, and those that warpgroups hand on
+ *     instructions.cpp   ldmatrix, stmatrix, mma, shuffles, atomics
+ *     tensor_core.cpp    how tensor cores add; conversions of 16-bit types
+ *     copies.cpp         cp.async: data arrive early, late or at a random moment
+ *     mbarrier.cpp       barriers in shared memory: phases, arrivals, bytes
+ *     tensor_map.cpp     where a box of a tensor lies in global and in shared memory
+ *     bulk.cpp           copies by the Tensor Memory Accelerator
+ *     wgmma.cpp          products of warpgroups; matrix_descriptor.cpp: where their operands lie
+ *     cluster.cpp        blocks that run together and reach each other's shared memory
+ *     crash.cpp          a crash becomes a finding
+ *     report.cpp         findings
  */
 #pragma once
 
+#include "clock.h"
 #include "fiber.h"
 
 #include <cstdint>
+#include <deque>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace emu {
 
-typedef uint32_t u32;
-typedef uint64_t u64;
-
-enum { WARP = 32, MAX_WARPS = 32, MAX_PENDING = 32 };
+enum { MAX_PENDING = 32, WARPGROUP = 4 /* warps */ };
 
 struct Dim {
   unsigned x, y, z;
@@ -33,14 +43,9 @@ struct Ids {
   Dim thread, block, block_dim, grid_dim;
 };
 
-/* Vector clock of a warp: of each warp of its own block, and of warps of other blocks whose release it acquired. */
-struct Clock {
-  u32 local[MAX_WARPS] = {};
-  std::map<u64, u32> foreign; /* block * MAX_WARPS + warp -> clock */
-  void join(const Clock &other);
-};
-
 struct Block;
+struct Cluster;
+struct Mbarrier;
 struct Warp;
 
 /* A cp.async that has been issued and not waited for. */
@@ -60,9 +65,17 @@ struct Thread {
   unsigned lane, index;  /* index in the block */
   const char *waits_for; /* nullptr: can run */
   uintptr_t wait_pc;
-  bool done;
+  std::string wait_detail;
+  bool done, timed_out, at_cluster_barrier;
+  const Mbarrier *awaits; /* or nullptr */
+  u32 awaits_parity;
   std::vector<Copy> copies;
-  u64 group; /* the open group of copies */
+  u64 group;                    /* the open group of copies */
+  u64 bulk_group;               /* the open group of bulk stores */
+  std::unique_ptr<Clock> known; /* what this lane has learned and its warp has not */
+  std::vector<u32> proxy_fences; /* when */
+  u64 cluster_phase;
+  u32 fences; /* of wgmma */
 };
 
 /* Lanes on their way to one warp-wide operation. */
@@ -72,20 +85,73 @@ struct Meeting {
   void *argument[WARP];
 };
 
+/* Accumulators in registers of a warp while products are under way. */
+struct Accumulator {
+  float *c[WARP];
+  u32 n; /* columns; a lane holds n / 2 elements */
+  u32 products;
+  std::vector<float> value; /* of lane l from l * n / 2 */
+  uintptr_t pc;
+};
+
+/* A warp's part of a wgmma: 16 rows. */
+struct Product {
+  std::shared_ptr<Accumulator> c;
+  u64 a, b;          /* descriptors; */
+  const u32 *a_registers[WARP]; /* or this */
+  bool from_registers, trans_a, trans_b, accumulate, done;
+  int type;
+  u64 group;
+  uintptr_t pc;
+};
+
 struct Warp {
   Block *block;
   unsigned index;
   u32 lanes, ready; /* lanes that exist; lanes that can run */
+  u32 epoch;        /* this warp's time */
+  u32 synchronised; /* until when its lanes know of each other */
   Clock clock;
   Meeting meeting[MAX_PENDING];
   Thread *thread; /* of lane 0 */
+  std::deque<Product> products;
+  u64 product_group; /* the open group of products */
+  u64 products_begun;
+  u32 registers; /* of a thread */
+  std::vector<u32> register_counts; /* that setmaxnreg asked for */
 };
 
 struct Barrier {
   u32 arrived, wanted; /* threads */
-  u32 warps;           /* that took part, a bit each */
+  u32 warps;           /* that wait, a bit each */
   int votes, result_votes, result_arrived;
   std::vector<Thread *> waiting;
+  Clock gathered; /* of those that only arrived */
+};
+
+/* An mbarrier. */
+struct Mbarrier {
+  std::string name; /* where it is */
+  u32 address, arrivals;
+  u32 phase; /* that goes on, from 0 */
+  long pending, bytes;
+  bool fenced; /* its initialisation is known to the cluster and to asynchronous copies */
+  u64 init_block;
+  u32 init_warp, init_lane, init_epoch;
+  uintptr_t pc;
+  Clock gathered, published; /* of the phase that goes on; of those that have ended */
+  std::vector<Thread *> waiting;
+};
+
+/* What the first warp that began a product asked for, for the others of its warpgroup to be held against. */
+struct Asked {
+  u64 a, b;
+  u32 n;
+  bool from_registers, trans_a, trans_b, accumulate;
+  bool operator==(const Asked &o) const {
+    return a == o.a && b == o.b && n == o.n && from_registers == o.from_registers && trans_a == o.trans_a &&
+           trans_b == o.trans_b && accumulate == o.accumulate;
+  }
 };
 
 struct Block {
@@ -93,11 +159,24 @@ struct Block {
   int slot;
   Dim id;
   u32 num_threads, num_warps, live;
+  Cluster *cluster;
+  u32 rank; /* in the cluster */
   std::vector<Thread> thread;
   std::vector<Warp> warp;
   Barrier barrier[16];
+  std::vector<Mbarrier> mbarrier; /* the i-th is agent MAX_WARPS + i */
+  std::vector<Asked> asked[MAX_WARPS / WARPGROUP];
+  long free_registers; /* times warps */
   unsigned char *shared;                    /* dynamic shared memory */
   std::vector<unsigned char> static_shared; /* while another block of this machine runs */
+};
+
+struct Cluster {
+  std::vector<Block *> block; /* by rank */
+  u32 arrived;                /* threads at the cluster's barrier */
+  Clock gathered, published;
+  u64 phase;
+  std::vector<Thread *> waiting;
 };
 
 enum Timing { TIMING_EARLY = 0, TIMING_LATE = 1, TIMING_RANDOM = 2 };
@@ -115,9 +194,10 @@ struct Settings {
 struct Machine {
   Settings settings;
   u64 random;
-  Dim grid, block_dim;
+  Dim grid, block_dim, cluster_dim;
   size_t shared_bytes;
   u32 shared_alignment;
+  u32 registers; /* of a thread at the start; 0: the kernel does not say how many threads it has */
   void (*kernel)(void **);
   void **arguments;
   std::vector<Block *> blocks; /* resident */
@@ -125,8 +205,12 @@ struct Machine {
   Block *loaded; /* whose static shared variables are in place */
   void *scheduler_sp;
   bool failed, yielded;
-  u64 spins; /* reads of flags, and atomics, since something else happened */
-  u64 turns; /* of threads, so far */
+  u64 spins;  /* reads of flags, and atomics, since something else happened */
+  u64 turns;  /* of threads, so far */
+  u32 timeouts; /* of waits with a time limit, since a barrier let someone pass */
+  u64 products_open; /* that have not read their operands */
+  bool watches_registers;
+  u32 elected; /* the lane that elect.sync chooses */
   unsigned char *static_begin, *static_end;
 };
 
@@ -135,16 +219,18 @@ extern Machine machine;
 u32 random_below(u32 n);
 
 /* scheduler.cpp */
-void wait_here(const char *what, uintptr_t pc); /* until wake() */
+void wait_here(const char *what, uintptr_t pc, const std::string &detail = ""); /* until wake() */
 void wake(Thread &thread);
 void yield();
 void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_t pc,
           void (*perform)(Warp &warp, u32 mask, void **arguments));
 void progress(); /* something happened that a spinning thread may wait for */
+void passed();   /* a barrier let someone pass */
+bool has_ended(const Warp &warp); /* all its threads have */
 bool run_grid();
 
 /* memory.cpp */
-enum Access { READ, WRITE, ATOMIC, COLLECTIVE_READ, COPY_SOURCE };
+enum Access { READ, WRITE, ATOMIC, COLLECTIVE_READ, COPY_SOURCE, PRODUCT_READ, BULK_READ, BULK_WRITE, BULK_ADD };
 void touch(const void *address, size_t bytes, Access access, uintptr_t pc);
 bool is_shared(const void *address);
 void block_memory_begin(Block &block);
@@ -157,9 +243,53 @@ u32 shared_window(const void *pointer, uintptr_t pc);
 void *stack_of(int slot, unsigned thread, size_t *bytes);
 void setup_static(unsigned char *begin, unsigned char *end);
 
+/* A place in the shared memory of a block: window addresses there, offsets for people. */
+struct SharedPlace {
+  Block *block;
+  size_t offset; /* in the dynamic or the static part */
+  bool is_static;
+  std::string part() const; /* "shared memory", or of which block */
+};
+SharedPlace shared_place(Block &block, u32 address, u32 bytes, const char *what, uintptr_t pc);
+unsigned char *shared_data(const SharedPlace &place); /* good until another block runs */
+void touch_shared(const SharedPlace &place, size_t bytes, Access access, uintptr_t pc);
+void mark_bulk_write(const SharedPlace &place, size_t bytes, u32 agent, u32 phase, uintptr_t pc);
+void mark_barrier(const SharedPlace &place, uintptr_t pc);
+enum ReadState { UNDER_WAY, DONE };
+void mark_read(const SharedPlace &place, size_t bytes, ReadState state, bool collective, uintptr_t pc);
+void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc);
+
+/* registers.cpp */
+void registers_launch(unsigned char *stacks, size_t bytes);
+void touch_registers(const void *address, size_t bytes, bool writes, uintptr_t pc);
+void registers_fence(Thread &thread);
+bool registers_fenced(const Thread &thread, const void *address, size_t bytes);
+void registers_at_exit(Warp &warp);
+
 /* copies.cpp */
 void copies_tick(Thread &thread); /* data of copies may arrive */
 void copies_at_exit(Thread &thread);
+
+/* mbarrier.cpp */
+Mbarrier &find_barrier(Block &block, u32 address, const char *what, uintptr_t pc);
+void barrier_bytes(Block &block, u32 address, long bytes, uintptr_t pc);
+std::string describe_wait(const Thread &thread);
+u32 barrier_agent(const Block &block, const Mbarrier &barrier);
+
+/* bulk.cpp */
+void bulk_launch();
+void bulk_at_exit(Thread &thread);
+void bulk_end(Block &block);
+bool bulk_pending(); /* there are copies that are not done */
+bool bulk_step();    /* one goes on; false: there is none */
+
+/* wgmma.cpp */
+void products_at_exit(Thread &thread);
+bool products_pending(); /* there are products that have not read their operands */
+bool products_step();    /* one does; false: there is none */
+
+/* cluster.cpp */
+void cluster_at_exit(Thread &thread);
 
 /* crash.cpp */
 void catch_crashes();

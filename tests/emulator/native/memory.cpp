@@ -14,14 +14,15 @@
 
 namespace emu {
 
-enum Kind : unsigned char { UNWRITTEN, HOST, GAP, WRITTEN, ADDED, IN_FLIGHT };
-enum { ALL_LANES = 62, SEVERAL_LANES = 63, CELL = 2, PAGE = 4096, STACK_BYTES = 256 * 1024 };
+enum Kind : unsigned char { UNWRITTEN, HOST, GAP, WRITTEN, ADDED, IN_FLIGHT, BARRIER };
+enum { CELL = 2, PAGE = 4096, STACK_BYTES = 256 * 1024, STACK_GUARD = 1 << 20 };
 
+/* One access: by a lane of a warp or, where the agent is an mbarrier, by a copy that its phase waits for. */
 struct Mark {
   uintptr_t pc;
   u64 block;
   u32 clock;
-  unsigned char warp, lane;
+  unsigned char agent, lane;
   Kind kind;
 };
 
@@ -32,11 +33,13 @@ struct Region {
   std::vector<Mark> write, read;
 };
 
-/* Shadow of a block's shared memory: dynamic, then static. Reads are kept by warp: clock << 6 | lane. */
+/* Shadow of a block's shared memory: dynamic, then static. Reads are kept by warp: clock << 6 | lane; the last read by
+ * another block of the cluster apart. */
 struct SharedShadow {
   std::vector<Mark> write;
   std::vector<uintptr_t> read_pc;
   std::vector<u32> reads;
+  std::map<size_t, Mark> foreign_read;
 };
 
 static std::vector<Region> regions; /* in the order of their addresses */
@@ -53,126 +56,241 @@ static size_t static_bytes() { return (size_t)(machine.static_end - machine.stat
 
 static Mark mark_now(Kind kind, uintptr_t pc) {
   Thread &t = *machine.now;
-  return {pc,
-          t.warp->block->index,
-          t.warp->clock.local[t.warp->index],
-          (unsigned char)t.warp->index,
-          (unsigned char)t.lane,
-          kind};
+  return {pc, t.warp->block->index, t.warp->epoch, (unsigned char)t.warp->index, (unsigned char)t.lane, kind};
 }
 
-static bool ordered(const Mark &mark) {
-  Thread &t = *machine.now;
-  Warp &warp = *t.warp;
-  if (mark.block != warp.block->index) {
-    auto found = warp.clock.foreign.find(mark.block * MAX_WARPS + mark.warp);
-    return found != warp.clock.foreign.end() && found->second >= mark.clock;
+static bool ordered(const Mark &mark, bool collective) {
+  /* What is known stays known: neighbours mostly have the same mark. */
+  static Mark last;
+  static const Thread *last_thread;
+  static u64 last_turn;
+  if (mark.clock == last.clock && mark.agent == last.agent && mark.lane == last.lane && mark.block == last.block &&
+      machine.now == last_thread && machine.turns == last_turn && !collective)
+    return true;
+  bool known = knows(mark.block, mark.agent, mark.clock, mark.lane, collective);
+  if (known && !collective) {
+    last = mark;
+    last_thread = machine.now;
+    last_turn = machine.turns;
   }
-  if (mark.warp == warp.index)
-    return mark.lane == t.lane || mark.clock < warp.clock.local[warp.index];
-  return warp.clock.local[mark.warp] >= mark.clock;
+  return known;
+}
+
+static Block *find_block(u64 index) {
+  for (Block *block : machine.blocks)
+    if (block->index == index)
+      return block;
+  return nullptr;
+}
+
+/* Has the thread that wrote this made it known to asynchronous operations, and is that known here? */
+static bool fenced(const Mark &mark, bool collective) {
+  Block *block = find_block(mark.block);
+  if (!block || mark.agent >= MAX_WARPS)
+    return true;
+  const std::vector<u32> &fences = block->thread[mark.agent * WARP + mark.lane].proxy_fences;
+  auto fence = std::lower_bound(fences.begin(), fences.end(), mark.clock);
+  return fence != fences.end() && knows(mark.block, mark.agent, *fence + 1, mark.lane, collective);
 }
 
 static std::string describe(const Mark &mark) {
   char text[120];
-  snprintf(text, sizeof text, "block %llu warp %u lane %u at ", (unsigned long long)mark.block, mark.warp, mark.lane);
+  const char *format = mark.agent < MAX_WARPS ? "block %llu warp %u lane %u at " : "a copy to block %llu begun at ";
+  snprintf(text, sizeof text, format, (unsigned long long)mark.block, mark.agent, mark.lane);
   return text + at(mark.pc);
 }
 
 /* --- one access -------------------------------------------------------------------------------------------------- */
 
+static bool is_read(Access access) {
+  return access == READ || access == COLLECTIVE_READ || access == COPY_SOURCE || access == PRODUCT_READ ||
+         access == BULK_READ;
+}
+static bool is_collective(Access access) { return access == COLLECTIVE_READ || access == PRODUCT_READ; }
+static bool is_async(Access access) { return access == PRODUCT_READ || access == BULK_READ || access == BULK_WRITE; }
+static bool is_add(Access access) { return access == ATOMIC || access == BULK_ADD; }
+static const char *verb(Access access) {
+  static const char *const verbs[] = {"reads",        "writes",     "writes",     "reads",     "reads",
+                                      "wgmma reads", "copy reads", "copy writes", "copy adds to"};
+  return verbs[access];
+}
+
+/* For people: a place in shared memory, or in a region. */
 struct Place {
-  const char *name;
+  const SharedPlace *shared;
+  const Region *region;
   size_t offset;
+  std::string text() const {
+    return (shared ? shared->part() : region->name) + " + " + std::to_string(offset);
+  }
 };
 
+static void check_order(const Mark &w, Access access, const Place &place, uintptr_t pc) {
+  bool collective = is_collective(access);
+  if (ordered(w, collective)) {
+    if (is_async(access) && !fenced(w, collective))
+      finding(pc, "%s %s, written by %s with no fence_async_shared behind it", verb(access), place.text().c_str(), describe(w).c_str());
+  } else if (w.agent >= MAX_WARPS) {
+    Block *block = find_block(w.block);
+    finding(pc,
+            "race: %s %s, where %s brings data, and phase %u of the barrier at %s has not been waited for",
+            verb(access), place.text().c_str(), describe(w).c_str(), w.clock - 1,
+            block ? block->mbarrier[w.agent - MAX_WARPS].name.c_str() : "");
+  } else if (w.clock == NEVER) {
+    finding(pc, "race: %s %s, which a bulk copy writes that nobody has waited for, begun by %s", verb(access),
+            place.text().c_str(), describe(w).c_str());
+  } else {
+    finding(pc, "race: %s %s, written by %s, with no barrier in between", verb(access), place.text().c_str(),
+            describe(w).c_str());
+  }
+}
+
 static void check_written(const Mark &w, Access access, const Place &place, uintptr_t pc) {
-  const char *name = place.name;
-  size_t offset = place.offset;
-  bool reads = access == READ || access == COLLECTIVE_READ || access == COPY_SOURCE;
   switch (w.kind) {
   case UNWRITTEN:
-    if (reads || access == ATOMIC)
-      finding(pc, "reads %s + %zu, which nobody has written", name, offset);
+    if (is_read(access) || is_add(access))
+      finding(pc, "%s %s, which nobody has written", is_read(access) ? "reads" : "adds to", place.text().c_str());
     break;
   case GAP:
-    finding(pc, "%s %s + %zu, which lies between the elements of the tensor", reads ? "reads" : "writes", name, offset);
+    finding(pc, "%s %s, which lies between the elements of the tensor", verb(access), place.text().c_str());
     break;
   case IN_FLIGHT:
-    finding(pc, "%s %s + %zu, to which a copy is under way that nobody has waited for, begun by %s",
-            reads ? "reads" : "writes", name, offset, describe(w).c_str());
+    finding(pc, "%s %s, to which a copy is under way that nobody has waited for, begun by %s", verb(access),
+            place.text().c_str(), describe(w).c_str());
+    break;
+  case BARRIER:
+    finding(pc, "%s %s, where an mbarrier is that was initialised by %s", verb(access), place.text().c_str(),
+            describe(w).c_str());
     break;
   case WRITTEN:
   case ADDED:
-    if (w.kind == ADDED && access == ATOMIC)
-      break;
-    /* A warp-wide read takes other lanes' rows too, so that the same lane wrote is no excuse. */
-    if (!ordered(w) || (access == COLLECTIVE_READ && w.block == machine.now->warp->block->index &&
-                        w.warp == machine.now->warp->index && w.clock >= machine.now->warp->clock.local[w.warp]))
-      finding(pc, "race: %s %s + %zu, written by %s, with no barrier in between", reads ? "reads" : "writes", name,
-              offset, describe(w).c_str());
+    if (!(w.kind == ADDED && is_add(access)))
+      check_order(w, access, place, pc);
     break;
   case HOST:
     break;
   }
 }
 
-static void touch_shared(Block &block, size_t offset, bool is_static, size_t bytes, Access access, uintptr_t pc) {
-  SharedShadow &shadow = shadows[(size_t)block.slot];
-  size_t first = offset / CELL + (is_static ? dynamic_cells() : 0);
-  size_t count = (offset % CELL + bytes + CELL - 1) / CELL;
+std::string SharedPlace::part() const {
+  std::string text = is_static ? "static shared memory" : "shared memory";
+  return !machine.now || block == machine.now->warp->block ? text : text + " of block " + std::to_string(block->index);
+}
+
+static size_t first_cell(const SharedPlace &place) { return place.offset / CELL + (place.is_static ? dynamic_cells() : 0); }
+static size_t count_cells(const SharedPlace &place, size_t bytes) {
+  return (place.offset % CELL + bytes + CELL - 1) / CELL;
+}
+
+/* A write to a cell: has everybody who reads it done so before? */
+static void check_readers(SharedShadow &shadow, size_t cell, const SharedPlace &target, Access access,
+                          const Place &place, uintptr_t pc) {
+  u32 *reads = &shadow.reads[cell * target.block->num_warps];
+  for (u32 r = 0; r < target.block->num_warps; r++) {
+    if (!reads[r])
+      continue;
+    u32 clock = reads[r] >> 6, lane = reads[r] & 63;
+    const Thread &t = *machine.now;
+    bool own = target.block == t.warp->block && r == t.warp->index && lane == ALL_LANES && clock != NEVER;
+    bool fine = own || knows(target.block->index, r, clock, lane, false);
+    if (!fine && access != ATOMIC)
+      finding(pc, clock == NEVER ? "race: %s %s, which an asynchronous operation of warp %u still reads, begun at %s"
+                                 : "race: %s %s, read by warp %u at %s, with no barrier in between",
+              verb(access), place.text().c_str(), r, at(shadow.read_pc[cell]).c_str());
+    reads[r] = 0;
+  }
+  auto foreign = shadow.foreign_read.find(cell);
+  if (foreign == shadow.foreign_read.end())
+    return;
+  if (!ordered(foreign->second, false))
+    finding(pc, "race: %s %s, read by %s, with no barrier in between", verb(access), place.text().c_str(),
+            describe(foreign->second).c_str());
+  shadow.foreign_read.erase(foreign);
+}
+
+static void note_read(SharedShadow &shadow, size_t cell, const SharedPlace &target, u32 clock, u32 lane, uintptr_t pc) {
+  const Thread &t = *machine.now;
+  if (target.block != t.warp->block) {
+    shadow.foreign_read[cell] = mark_now(WRITTEN, pc);
+    shadow.foreign_read[cell].clock = clock;
+    return;
+  }
+  u32 &mine = shadow.reads[cell * target.block->num_warps + t.warp->index];
+  if (mine >> 6 == NEVER && clock != NEVER)
+    return;
+  u32 read = clock << 6 | lane;
+  mine = mine >> 6 == clock && (mine & 63) != lane ? (read | SEVERAL_LANES) : read;
+  shadow.read_pc[cell] = pc;
+}
+
+void touch_shared(const SharedPlace &target, size_t bytes, Access access, uintptr_t pc) {
+  SharedShadow &shadow = shadows[(size_t)target.block->slot];
+  size_t first = first_cell(target), count = count_cells(target, bytes);
   Thread &t = *machine.now;
-  Warp &warp = *t.warp;
-  u32 warps = block.num_warps, self = warp.index;
-  bool writes = access == WRITE || access == ATOMIC;
-  u32 my_read = warp.clock.local[self] << 6 | (access == COLLECTIVE_READ ? (u32)ALL_LANES : t.lane);
+  u32 lane = is_collective(access) ? (u32)ALL_LANES : t.lane;
   for (size_t i = 0; i < count; i++) {
     size_t cell = first + i;
-    Place place = {is_static ? "static shared memory" : "shared memory", (offset / CELL + i) * CELL};
+    Place place = {&target, nullptr, (target.offset / CELL + i) * CELL};
     Mark &w = shadow.write[cell];
     if (w.kind != HOST)
       check_written(w, access, place, pc);
-    u32 *reads = &shadow.reads[cell * warps];
-    if (!writes) {
-      u32 &mine = reads[self];
-      mine = mine >> 6 == my_read >> 6 && (mine & 63) != (my_read & 63) ? (my_read | SEVERAL_LANES) : my_read;
-      shadow.read_pc[cell] = pc;
+    if (is_read(access)) {
+      note_read(shadow, cell, target, t.warp->epoch, lane, pc);
       continue;
     }
-    for (u32 r = 0; r < warps; r++) {
-      if (!reads[r])
-        continue;
-      u32 clock = reads[r] >> 6, lane = reads[r] & 63;
-      bool fine = r != self ? warp.clock.local[r] >= clock
-                            : lane == t.lane || lane == ALL_LANES || clock < warp.clock.local[self];
-      if (!fine && access != ATOMIC)
-        finding(pc, "race: writes %s + %zu, read by warp %u at %s, with no barrier in between", place.name,
-                place.offset, r, at(shadow.read_pc[cell]).c_str());
-      reads[r] = 0;
-    }
+    check_readers(shadow, cell, target, access, place, pc);
     w = mark_now(access == ATOMIC ? ADDED : WRITTEN, pc);
   }
 }
 
+void mark_bulk_write(const SharedPlace &target, size_t bytes, u32 agent, u32 phase, uintptr_t pc) {
+  SharedShadow &shadow = shadows[(size_t)target.block->slot];
+  for (size_t i = 0; i < count_cells(target, bytes); i++)
+    shadow.write[first_cell(target) + i] = {pc, target.block->index, phase + 1, (unsigned char)agent, 0, WRITTEN};
+}
+
+void mark_barrier(const SharedPlace &target, uintptr_t pc) {
+  SharedShadow &shadow = shadows[(size_t)target.block->slot];
+  for (size_t i = 0; i < count_cells(target, 8); i++)
+    shadow.write[first_cell(target) + i] = mark_now(BARRIER, pc);
+}
+
+/* Reads by asynchronous operations: while they are under way, no write is in order. */
+void mark_read(const SharedPlace &target, size_t bytes, ReadState state, bool collective, uintptr_t pc) {
+  SharedShadow &shadow = shadows[(size_t)target.block->slot];
+  const Thread &t = *machine.now;
+  u32 clock = state == UNDER_WAY ? (u32)NEVER : t.warp->epoch, lane = collective ? (u32)ALL_LANES : t.lane;
+  for (size_t i = 0; i < count_cells(target, bytes); i++) {
+    size_t cell = first_cell(target) + i;
+    u32 &mine = shadow.reads[cell * target.block->num_warps + t.warp->index];
+    if (state == DONE && mine >> 6 != NEVER)
+      continue; /* somebody has written it meanwhile, which was a finding */
+    mine = clock << 6 | lane;
+    shadow.read_pc[cell] = pc;
+  }
+}
+
 static void touch_global(Region &region, size_t offset, size_t bytes, Access access, uintptr_t pc) {
-  bool writes = access == WRITE || access == ATOMIC;
+  bool writes = !is_read(access);
   if (writes && !region.writable)
     fatal(pc, "writes %s + %zu, which is an input", region.name.c_str(), offset);
   for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
-    Place place = {region.name.c_str(), cell * CELL};
+    Place place = {nullptr, &region, cell * CELL};
     Mark &w = region.write[cell];
     if (w.kind != HOST)
-      check_written(w, access, place, pc);
+      check_written(w, access == BULK_WRITE ? WRITE : access, place, pc);
     Mark &r = region.read[cell];
     if (!writes) {
       r = mark_now(WRITTEN, pc);
       continue;
     }
-    if (access == WRITE && r.kind == WRITTEN && !ordered(r))
-      finding(pc, "race: writes %s + %zu, read by %s, with no barrier in between", place.name, place.offset,
+    if (!is_add(access) && r.kind == WRITTEN && !ordered(r, false))
+      finding(pc, "race: %s %s, read by %s, with no barrier in between", verb(access), place.text().c_str(),
               describe(r).c_str());
     r.kind = UNWRITTEN;
-    w = mark_now(access == ATOMIC ? ADDED : WRITTEN, pc);
+    w = mark_now(is_add(access) ? ADDED : WRITTEN, pc);
+    if (access == BULK_WRITE || access == BULK_ADD)
+      w.clock = NEVER;
   }
 }
 
@@ -187,43 +305,65 @@ static void no_such_address(const void *address, size_t bytes, Access access, ui
       nearest = &region;
     }
   }
-  const char *verb = access == WRITE || access == ATOMIC ? "writes" : "reads";
+  const char *does = is_read(access) ? "reads" : "writes";
   if (nearest)
-    fatal(pc, "%s %zu bytes at %s %+ld, out of bounds: it has %ld bytes", verb, bytes, nearest->name.c_str(),
+    fatal(pc, "%s %zu bytes at %s %+ld, out of bounds: it has %ld bytes", does, bytes, nearest->name.c_str(),
           (long)(p - nearest->begin), (long)(nearest->end - nearest->begin));
-  fatal(pc, "%s %zu bytes at %p, which is no memory of this kernel", verb, bytes, address);
+  fatal(pc, "%s %zu bytes at %p, which is no memory of this kernel", does, bytes, address);
+}
+
+static Region *find_region(unsigned char *p) {
+  auto behind = std::upper_bound(regions.begin(), regions.end(), p,
+                                 [](const unsigned char *address, const Region &r) { return address < r.begin; });
+  return behind != regions.begin() && p < behind[-1].end ? &behind[-1] : nullptr;
 }
 
 void touch(const void *address, size_t bytes, Access access, uintptr_t pc) {
   unsigned char *p = (unsigned char *)address;
-  if ((size_t)(p - stacks) < stacks_bytes || !machine.now)
+  if (!machine.now)
     return;
+  if ((size_t)(p - stacks) < stacks_bytes) {
+    if (machine.watches_registers)
+      touch_registers(address, bytes, access == WRITE, pc);
+    return;
+  }
   Block &block = *machine.now->warp->block;
   if ((size_t)(p - shared_arena) < shared_arena_bytes) {
     long offset = p - block.shared;
     if (offset < 0 || (size_t)offset + bytes > machine.shared_bytes)
       fatal(pc, "%s %zu bytes at shared memory %+ld, out of bounds: the block has %zu bytes",
             access == WRITE ? "writes" : "reads", bytes, offset, machine.shared_bytes);
-    touch_shared(block, (size_t)offset, false, bytes, access, pc);
+    touch_shared({&block, (size_t)offset, false}, bytes, access, pc);
     return;
   }
   if (p >= machine.static_begin && p < machine.static_end) {
-    touch_shared(block, (size_t)(p - machine.static_begin), true, bytes, access, pc);
+    touch_shared({&block, (size_t)(p - machine.static_begin), true}, bytes, access, pc);
     return;
   }
-  auto behind = std::upper_bound(regions.begin(), regions.end(), p,
-                                 [](const unsigned char *address, const Region &r) { return address < r.begin; });
-  if (behind != regions.begin()) {
-    Region &region = behind[-1];
-    if (p < region.end && bytes <= (size_t)(region.end - p)) {
-      touch_global(region, (size_t)(p - region.begin), bytes, access, pc);
-      return;
-    }
+  Region *region = find_region(p);
+  if (region && bytes <= (size_t)(region->end - p)) {
+    touch_global(*region, (size_t)(p - region->begin), bytes, access, pc);
+    return;
   }
   for (const auto &module : modules)
     if ((uintptr_t)p >= module.first && (uintptr_t)p < module.second)
       return;
   no_such_address(address, bytes, access, pc);
+}
+
+/* What a bulk copy of the running thread wrote there is done and known to it. */
+void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc) {
+  Region *region = find_region(address);
+  if (!region)
+    return;
+  const Thread &t = *machine.now;
+  size_t offset = (size_t)(address - region->begin);
+  for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
+    Mark &w = region->write[cell];
+    if (w.clock == NEVER && w.pc == pc && w.block == t.warp->block->index && w.agent == t.warp->index &&
+        w.lane == t.lane)
+      w.clock = t.warp->epoch;
+  }
 }
 
 /* --- copies ------------------------------------------------------------------------------------------------------ */
@@ -241,7 +381,11 @@ void mark_arrived(unsigned char *to, u32 bytes, uintptr_t pc) { mark(to, bytes, 
 
 /* --- addresses of shared memory ---------------------------------------------------------------------------------- */
 
-enum { WINDOW = PAGE, STATIC_WINDOW = 1 << 24 };
+/* As on a GPU, whose descriptors of matrices have 18 bits of an address, all of it lies below 1 << 18: dynamic shared
+ * memory, then static. */
+enum { WINDOW = PAGE };
+
+static u32 static_window() { return (u32)(WINDOW + (shared_offset + machine.shared_bytes + 2 * PAGE) / PAGE * PAGE); }
 
 bool is_shared(const void *address) {
   const unsigned char *p = (const unsigned char *)address;
@@ -253,25 +397,34 @@ u32 shared_window(const void *pointer, uintptr_t pc) {
   unsigned char *p = (unsigned char *)pointer;
   Block &block = *machine.now->warp->block;
   if (p >= machine.static_begin && p < machine.static_end)
-    return (u32)(STATIC_WINDOW + ((uintptr_t)machine.static_begin % PAGE) + (p - machine.static_begin));
+    return (u32)(static_window() + ((uintptr_t)machine.static_begin % PAGE) + (p - machine.static_begin));
   if ((size_t)(p - shared_arena) >= shared_arena_bytes)
     fatal(pc, "the address %p is not in shared memory", pointer);
   return (u32)(WINDOW + shared_offset + (p - block.shared));
 }
 
-unsigned char *shared_pointer(u32 address, u32 bytes, const char *what, uintptr_t pc) {
-  Block &block = *machine.now->warp->block;
-  if (address >= STATIC_WINDOW) {
-    size_t offset = address - STATIC_WINDOW - (uintptr_t)machine.static_begin % PAGE;
+SharedPlace shared_place(Block &block, u32 address, u32 bytes, const char *what, uintptr_t pc) {
+  if (address >= static_window()) {
+    size_t offset = address - static_window() - (uintptr_t)machine.static_begin % PAGE;
     if (offset + bytes <= static_bytes())
-      return machine.static_begin + offset;
+      return {&block, offset, true};
   } else {
     long offset = (long)address - WINDOW - (long)shared_offset;
     if (offset >= 0 && (size_t)offset + bytes <= machine.shared_bytes)
-      return block.shared + offset;
+      return {&block, (size_t)offset, false};
     fatal(pc, "%s: shared memory %+ld, out of bounds: the block has %zu bytes", what, offset, machine.shared_bytes);
   }
   fatal(pc, "%s: %#x is no address of shared memory", what, address);
+}
+
+unsigned char *shared_data(const SharedPlace &place) {
+  if (!place.is_static)
+    return place.block->shared + place.offset;
+  return (machine.loaded == place.block ? machine.static_begin : place.block->static_shared.data()) + place.offset;
+}
+
+unsigned char *shared_pointer(u32 address, u32 bytes, const char *what, uintptr_t pc) {
+  return shared_data(shared_place(*machine.now->warp->block, address, bytes, what, pc));
 }
 
 /* --- setting up -------------------------------------------------------------------------------------------------- */
@@ -315,7 +468,7 @@ void memory_launch() {
   if (shared_arena)
     munmap(shared_arena, shared_arena_bytes);
   if (stacks)
-    munmap(stacks, stacks_bytes);
+    munmap(stacks - STACK_GUARD, stacks_bytes + STACK_GUARD);
   u32 align = machine.shared_alignment;
   shared_offset = align < 1024 ? align : 0;
   size_t resident = (size_t)machine.settings.resident;
@@ -325,10 +478,13 @@ void memory_launch() {
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   size_t threads = resident * machine.block_dim.x * machine.block_dim.y * machine.block_dim.z;
   stacks_bytes = threads * STACK_BYTES;
-  stacks = (unsigned char *)mmap(nullptr, stacks_bytes, PROT_READ | PROT_WRITE,
+  stacks = (unsigned char *)mmap(nullptr, stacks_bytes + STACK_GUARD, PROT_READ | PROT_WRITE,
                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  mprotect(stacks, STACK_GUARD, PROT_NONE); /* what is too large for the first stack ends here */
+  stacks += STACK_GUARD;
   for (size_t i = 0; i < threads; i++)
     mprotect(stacks + i * STACK_BYTES, PAGE, PROT_NONE);
+  registers_launch(stacks, stacks_bytes);
   shadows.resize(resident);
 }
 
@@ -338,6 +494,7 @@ void block_memory_begin(Block &block) {
   shadow.write.assign(cells, Mark{});
   shadow.read_pc.assign(cells, 0);
   shadow.reads.assign(cells * block.num_warps, 0);
+  shadow.foreign_read.clear();
   block.shared = shared_arena + (size_t)block.slot * shared_stride + shared_offset;
   memset(block.shared, 0xff, machine.shared_bytes); /* NaN of every type */
   block.static_shared.assign(static_bytes(), 0xff);

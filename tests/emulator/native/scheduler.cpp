@@ -1,9 +1,11 @@
 /*
  * Runs a grid. A few blocks are resident at once, lower indices first, as a GPU does; which warp runs next is random,
- * by seed. A lane runs until it has to wait: for the other lanes of its warp, for its block, for a flag.
+ * by seed. A lane runs until it has to wait: for the other lanes of its warp, for its block, for a flag. Asynchronous
+ * operations go on in between, at random moments or (timing late) when nothing else can go on.
  */
 #include "machine.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -20,24 +22,19 @@ u32 random_below(u32 n) {
   return n ? (u32)((machine.random >> 11) % n) : 0;
 }
 
-void Clock::join(const Clock &other) {
-  for (int i = 0; i < MAX_WARPS; i++)
-    if (other.local[i] > local[i])
-      local[i] = other.local[i];
-  for (const auto &item : other.foreign) {
-    u32 &mine = foreign[item.first];
-    if (item.second > mine)
-      mine = item.second;
-  }
-}
-
 void progress() { machine.spins = 0; }
+
+void passed() {
+  progress();
+  machine.timeouts = 0;
+}
 
 static void to_scheduler(Thread &thread) { emu_switch(&thread.sp, machine.scheduler_sp); }
 
-void wait_here(const char *what, uintptr_t pc) {
+void wait_here(const char *what, uintptr_t pc, const std::string &detail) {
   Thread &thread = *machine.now;
   thread.waits_for = what;
+  thread.wait_detail = detail;
   thread.wait_pc = pc;
   thread.warp->ready &= ~(1u << thread.lane);
   copies_tick(thread);
@@ -92,67 +89,127 @@ void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_
     yield();
 }
 
+/* --- barriers of a block ----------------------------------------------------------------------------------------- */
+
 static void release_barrier(Block &block, Barrier &barrier) {
-  Clock joined;
+  Clock joined = barrier.gathered;
   for (u32 w = 0; w < block.num_warps; w++)
     if (barrier.warps >> w & 1)
-      joined.join(block.warp[w].clock);
+      joined.join(release_warp(block.warp[w]));
   for (u32 w = 0; w < block.num_warps; w++)
     if (barrier.warps >> w & 1) {
       block.warp[w].clock.join(joined);
-      block.warp[w].clock.local[w]++;
+      synchronise(block.warp[w], block.warp[w].lanes);
     }
   for (Thread *thread : barrier.waiting)
     wake(*thread);
   barrier.waiting.clear();
+  barrier.gathered = Clock();
   barrier.result_votes = barrier.votes;
   barrier.result_arrived = (int)barrier.arrived;
   barrier.arrived = barrier.warps = 0;
   barrier.votes = 0;
-  progress();
+  passed();
 }
 
-/* Returns how many threads voted `yes`. */
-extern "C" int emu_barrier(int id, int threads, int vote, int arrive_only) {
+static std::string barrier_state(const Barrier &barrier, int id) {
+  char text[80];
+  snprintf(text, sizeof text, " %d, where %u of %u threads are", id, barrier.arrived, barrier.wanted);
+  return text;
+}
+
+static Barrier &arrive_at_barrier(int id, u32 wanted, bool waits, uintptr_t pc) {
+  Thread &thread = *machine.now;
+  Block &block = *thread.warp->block;
+  Barrier &barrier = block.barrier[id];
+  if (barrier.arrived && barrier.wanted != wanted)
+    fatal(pc, "barrier %d: this thread expects %u threads, an earlier one %u", id, wanted, barrier.wanted);
+  barrier.wanted = wanted;
+  barrier.arrived++;
+  if (waits)
+    barrier.warps |= 1u << thread.warp->index;
+  else
+    barrier.gathered.join(release_lane(thread));
+  return barrier;
+}
+
+/* __syncthreads. Returns how many threads voted `yes`. */
+extern "C" int emu_barrier(int vote) {
+  Thread &thread = *machine.now;
+  Block &block = *thread.warp->block;
+  Barrier &barrier = arrive_at_barrier(0, block.num_threads, true, EMU_PC);
+  barrier.votes += vote != 0;
+  if (barrier.arrived == barrier.wanted) {
+    release_barrier(block, barrier);
+  } else {
+    barrier.waiting.push_back(&thread);
+    wait_here("__syncthreads", EMU_PC);
+  }
+  return barrier.result_votes;
+}
+
+static void nothing(Warp &, u32, void **) {}
+
+/* bar.sync and bar.arrive: by whole warps. */
+extern "C" void emu_named_barrier(int id, int threads, int waits) {
+  static const char kinds[2] = {};
   Thread &thread = *machine.now;
   Block &block = *thread.warp->block;
   if (id < 0 || id > 15)
     fatal(EMU_PC, "barrier %d does not exist: 0 to 15 do", id);
-  Barrier &barrier = block.barrier[id];
-  u32 wanted = threads ? (u32)threads : block.num_threads;
-  if (barrier.arrived && barrier.wanted != wanted)
-    fatal(EMU_PC, "barrier %d: this thread expects %u threads, an earlier one %u", id, wanted, barrier.wanted);
-  barrier.wanted = wanted;
-  barrier.arrived++;
-  barrier.warps |= 1u << thread.warp->index;
-  barrier.votes += vote != 0;
-  if (barrier.arrived == wanted)
+  if (threads <= 0 || threads % WARP)
+    fatal(EMU_PC, "barrier %d: %d threads are no whole number of warps", id, threads);
+  if ((u32)threads > block.num_warps * WARP)
+    fatal(EMU_PC, "barrier %d: %d threads are more than the block has", id, threads);
+  meet("the other lanes of its warp at a named barrier", &kinds[waits], 0xffffffffu, nullptr, EMU_PC, nothing);
+  Barrier &barrier = arrive_at_barrier(id, (u32)threads, waits != 0, EMU_PC);
+  if (barrier.arrived == barrier.wanted) {
     release_barrier(block, barrier);
-  else if (!arrive_only) {
+  } else if (waits) {
     barrier.waiting.push_back(&thread);
-    wait_here(id == 0 && !threads ? "__syncthreads" : "a named barrier", EMU_PC);
+    wait_here("named barrier", EMU_PC, barrier_state(barrier, id));
   }
-  return barrier.result_votes;
+}
+
+/* elect.sync: always the same lane, and nobody knows which. */
+extern "C" int emu_elect() {
+  static const char kind = 0;
+  meet("elect", &kind, 0xffffffffu, nullptr, EMU_PC, nothing);
+  Warp &warp = *machine.now->warp;
+  u32 lane = warp.lanes >> machine.elected & 1 ? machine.elected : 0;
+  return machine.now->lane == lane;
+}
+
+/* --- threads and blocks ------------------------------------------------------------------------------------------ */
+
+bool has_ended(const Warp &warp) {
+  for (u32 i = 0; i < WARP; i++)
+    if (warp.lanes >> i & 1 && !warp.thread[i].done)
+      return false;
+  return true;
 }
 
 static void thread_main() {
   machine.kernel(machine.arguments);
   Thread &thread = *machine.now;
   copies_at_exit(thread);
+  bulk_at_exit(thread);
   thread.done = true;
   thread.warp->ready &= ~(1u << thread.lane);
   thread.warp->block->live--;
-  progress();
+  products_at_exit(thread);
+  registers_at_exit(*thread.warp);
+  cluster_at_exit(thread);
+  passed();
   to_scheduler(thread);
 }
 
-static Block *begin_block(u64 index, int slot) {
+static Block *begin_block(Dim id, int slot) {
   Block *block = new Block();
   const Dim &size = machine.block_dim;
-  block->index = index;
+  block->index = id.x + (u64)machine.grid.x * (id.y + (u64)machine.grid.y * id.z);
   block->slot = slot;
-  block->id = {(unsigned)(index % machine.grid.x), (unsigned)(index / machine.grid.x % machine.grid.y),
-               (unsigned)(index / machine.grid.x / machine.grid.y)};
+  block->id = id;
   block->num_threads = block->live = size.x * size.y * size.z;
   block->num_warps = (block->num_threads + WARP - 1) / WARP;
   block->thread.resize(block->num_threads);
@@ -162,7 +219,9 @@ static Block *begin_block(u64 index, int slot) {
     Warp &warp = block->warp[w];
     warp.block = block;
     warp.index = w;
-    warp.clock.local[w] = 1;
+    warp.epoch = 1;
+    warp.clock.block = block->index;
+    warp.registers = machine.registers;
     warp.thread = &block->thread[w * WARP];
     u32 lanes = block->num_threads - w * WARP;
     warp.lanes = warp.ready = lanes >= WARP ? 0xffffffffu : (1u << lanes) - 1;
@@ -178,6 +237,24 @@ static Block *begin_block(u64 index, int slot) {
     thread.sp = fiber_prepare(stack, bytes, thread_main);
   }
   return block;
+}
+
+/* Blocks of a cluster begin together. */
+static void begin_cluster(u64 index, const std::vector<int> &slots) {
+  const Dim &size = machine.cluster_dim;
+  Dim clusters = {machine.grid.x / size.x, machine.grid.y / size.y, machine.grid.z / size.z};
+  Dim id = {(unsigned)(index % clusters.x), (unsigned)(index / clusters.x % clusters.y),
+            (unsigned)(index / clusters.x / clusters.y)};
+  Cluster *cluster = new Cluster();
+  for (u32 rank = 0; rank < size.x * size.y * size.z; rank++) {
+    Dim at = {id.x * size.x + rank % size.x, id.y * size.y + rank / size.x % size.y,
+              id.z * size.z + rank / size.x / size.y};
+    Block *block = begin_block(at, slots[rank]);
+    block->cluster = cluster;
+    block->rank = rank;
+    cluster->block.push_back(block);
+    machine.blocks.push_back(block);
+  }
 }
 
 static void load_static(Block &block) {
@@ -217,7 +294,7 @@ static std::string waiting() {
         if (warp.lanes >> i & 1) {
           Thread &t = warp.thread[i];
           lanes[t.done        ? "has exited"
-                : t.waits_for ? std::string("waits for ") + t.waits_for + " at " + at(t.wait_pc)
+                : t.waits_for ? std::string("waits for ") + t.waits_for + describe_wait(t) + " at " + at(t.wait_pc)
                               : "spins"] |= 1u << i;
         }
       for (auto &item : lanes) {
@@ -246,51 +323,133 @@ static Warp *next_warp() {
   return ready.empty() ? nullptr : ready[random_below((u32)ready.size())];
 }
 
-static void end_block(size_t position) {
-  Block *block = machine.blocks[position];
+static void end_block(Block *block) {
   block_memory_end(*block);
   if (machine.loaded == block)
     machine.loaded = nullptr;
-  machine.blocks.erase(machine.blocks.begin() + (long)position);
+  machine.blocks.erase(std::find(machine.blocks.begin(), machine.blocks.end(), block));
   delete block;
 }
 
-bool run_grid() {
-  u64 total = (u64)machine.grid.x * machine.grid.y * machine.grid.z, begun = 0;
+/* A block's shared memory stays while others of its cluster may reach it. */
+static void end_cluster(Cluster *cluster, std::vector<bool> &used) {
+  for (Block *block : cluster->block) {
+    if (!machine.failed)
+      bulk_end(*block);
+    used[(size_t)block->slot] = false;
+  }
+  for (Block *block : cluster->block)
+    end_block(block);
+  delete cluster;
+}
+
+static void end_finished(std::vector<bool> &used) {
+  for (size_t i = 0; i < machine.blocks.size() && !machine.failed;) {
+    Cluster *cluster = machine.blocks[i]->cluster;
+    bool live = false;
+    for (Block *block : cluster->block)
+      live |= block->live != 0;
+    if (live)
+      i++;
+    else
+      end_cluster(cluster, used), i = 0;
+  }
+}
+
+static bool begin_next(u64 index, std::vector<bool> &used) {
+  std::vector<int> slots;
+  for (size_t slot = 0; slot < used.size(); slot++)
+    if (!used[slot])
+      slots.push_back((int)slot);
+  const Dim &size = machine.cluster_dim;
+  if (slots.size() < (size_t)size.x * size.y * size.z)
+    return false;
+  slots.resize((size_t)size.x * size.y * size.z);
+  for (int slot : slots)
+    used[(size_t)slot] = true;
+  begin_cluster(index, slots);
+  return true;
+}
+
+/* Asynchronous operations: one goes on; false: there is none. */
+static bool step_async() {
+  if (!bulk_pending() && !products_pending())
+    return false;
+  bool first = random_below(2) != 0;
+  return first ? bulk_step() || products_step() : products_step() || bulk_step();
+}
+
+/* Those whose wait has a time limit find that it is over; a few times, as that may never help. */
+static bool time_out() {
+  bool any = false;
+  if (machine.timeouts++ >= 20)
+    return false;
+  for (Block *block : machine.blocks)
+    for (Thread &thread : block->thread)
+      if (thread.waits_for && !strcmp(thread.waits_for, "mbarrier")) {
+        thread.timed_out = true;
+        wake(thread);
+        any = true;
+      }
+  return any;
+}
+
+static void deadlock(const char *how) {
+  machine.now = nullptr;
+  finding(0, "deadlock: %s%s", how, waiting().c_str());
+  machine.failed = true;
+}
+
+/* One warp goes on, or what is asynchronous does. */
+static void step() {
+  enum { SPINS_LATE = 2000, SPINS_DEADLOCK = 1000000 };
+  Warp *warp = next_warp();
+  bool idle = !warp || machine.spins > SPINS_LATE;
+  bool now = machine.settings.timing == TIMING_RANDOM && (bulk_pending() || products_pending()) && !random_below(4);
+  if ((idle || now) && step_async() && idle) {
+    progress();
+    return;
+  }
+  if (!warp) {
+    if (!time_out())
+      deadlock("all threads wait");
+    return;
+  }
+  if (machine.spins > SPINS_DEADLOCK)
+    return deadlock("threads spin and nothing happens");
+  run_warp(*warp);
+}
+
+static std::vector<u64> order_of_clusters() {
+  const Dim &size = machine.cluster_dim;
+  u64 total = (u64)machine.grid.x * machine.grid.y * machine.grid.z / (size.x * size.y * size.z);
   std::vector<u64> order(total);
   for (u64 i = 0; i < total; i++)
     order[i] = i;
   for (u64 i = total; machine.settings.shuffle && i > 1; i--)
     std::swap(order[i - 1], order[random_below((u32)i)]);
+  return order;
+}
+
+bool run_grid() {
+  std::vector<u64> order = order_of_clusters();
   std::vector<bool> used((size_t)machine.settings.resident, false);
+  size_t begun = 0;
   machine.failed = false;
-  machine.spins = 0;
+  machine.spins = machine.timeouts = 0;
+  machine.products_open = 0;
   machine.loaded = nullptr;
   machine.now = nullptr;
-  while (!machine.failed && (begun < total || !machine.blocks.empty())) {
-    for (int slot = 0; slot < machine.settings.resident && begun < total; slot++)
-      if (!used[(size_t)slot]) {
-        used[(size_t)slot] = true;
-        machine.blocks.push_back(begin_block(order[begun++], slot));
-      }
-    Warp *warp = next_warp();
-    u64 limit = 1000000;
-    if (!warp || machine.spins > limit) {
-      machine.now = nullptr;
-      finding(0, "deadlock: %s%s", warp ? "threads spin and nothing happens" : "all threads wait", waiting().c_str());
-      machine.failed = true;
-      break;
-    }
-    run_warp(*warp);
-    for (size_t i = machine.blocks.size(); i-- > 0;)
-      if (machine.blocks[i]->live == 0 && !machine.failed) {
-        used[(size_t)machine.blocks[i]->slot] = false;
-        end_block(i);
-      }
+  machine.elected = (u32)(machine.settings.seed * 2654435761u >> 8) % WARP;
+  while (!machine.failed && (begun < order.size() || !machine.blocks.empty())) {
+    while (begun < order.size() && begin_next(order[begun], used))
+      begun++;
+    step();
+    end_finished(used);
   }
   machine.now = nullptr;
   while (!machine.blocks.empty())
-    end_block(machine.blocks.size() - 1);
+    end_cluster(machine.blocks[0]->cluster, used);
   return !machine.failed;
 }
 

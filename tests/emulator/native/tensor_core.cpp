@@ -112,7 +112,7 @@ static float add_products(float c, const Part *a, const Part *b, int n, int type
     if (a[k].significand && b[k].significand && a[k].exponent + b[k].exponent > largest)
       largest = a[k].exponent + b[k].exponent;
   if (largest == -1000)
-    return c;
+    return 0; /* +0 where all are -0, too */
   int64_t sum = align(c_significand, c_exponent - 23 - (largest - kept));
   for (int k = 0; k < n; k++)
     sum += align(a[k].significand * b[k].significand, a[k].exponent + b[k].exponent - product_bits - (largest - kept));
@@ -121,21 +121,21 @@ static float add_products(float c, const Part *a, const Part *b, int n, int type
 
 void tensor_core_multiply(float c[16][8], const uint16_t a[16][16], const uint16_t b[16][8], int type, int model) {
   Part left[16][16], right[8][16];
-  bool special = false;
+  bool special_row[16] = {}, special_column[8] = {}; /* with an infinity or NaN */
   for (int i = 0; i < 16; i++)
     for (int k = 0; k < 16; k++) {
       left[i][k] = split(a[i][k], type);
-      special |= is_special(a[i][k], type);
+      special_row[i] |= is_special(a[i][k], type);
     }
   for (int k = 0; k < 16; k++)
     for (int j = 0; j < 8; j++) {
       right[j][k] = split(b[k][j], type);
-      special |= is_special(b[k][j], type);
+      special_column[j] |= is_special(b[k][j], type);
     }
   for (int i = 0; i < 16; i++)
     for (int j = 0; j < 8; j++) {
       float &sum = c[i][j];
-      if (special || model == MODEL_DOUBLE || !std::isfinite(sum)) {
+      if (special_row[i] || special_column[j] || model == MODEL_DOUBLE || !std::isfinite(sum)) {
         double exact = sum;
         for (int k = 0; k < 16; k++)
           exact += (double)to_float(a[i][k], type) * (double)to_float(b[k][j], type);

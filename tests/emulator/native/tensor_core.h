@@ -5,7 +5,7 @@
 
 namespace emu {
 
-enum { TYPE_FP16 = 0, TYPE_BF16 = 1 };
+enum { TYPE_FP16 = 0, TYPE_BF16 = 1, TYPE_FP32 = 2 };
 
 float to_float(uint16_t bits, int type);
 uint16_t from_float(float x, int type); /* to the nearest, ties to even */

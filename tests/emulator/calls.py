@@ -1,0 +1,42 @@
+"""Calls of attention that mutations are tried with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from emulator.attention import Case, emulate
+from emulator.machine import EmulatorError, Settings
+from emulator.mutation import Change
+from emulator.sweep import describe, settings_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of attention, run with some seeds."""
+
+    case: Case
+    seeds: tuple[int, ...] = (0, 1)
+
+    def run(self, change: Change) -> None:
+        for seed in self.seeds:
+            emulate(replace(self.case, settings=settings_of(seed)), change)
+
+    def describe(self) -> str:
+        return describe(replace(self.case, settings=Settings()))
+
+
+@dataclass(frozen=True)
+class Repeated(Call):
+    """A call that must give the same bits with every seed."""
+
+    def run(self, change: Change) -> None:
+        runs = [emulate(replace(self.case, settings=settings_of(seed)), change) for seed in self.seeds]
+        for name, tensor in runs[0].items():
+            if any(not run[name].equal(tensor) for run in runs):
+                raise EmulatorError(f"{name} has other bits with another seed")
+
+
+def call(*arguments: Any, **options: Any) -> Call:
+    """Call(Case(...))"""
+    return Call(Case(*arguments, **options))

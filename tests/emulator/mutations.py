@@ -1,0 +1,124 @@
+"""The table of mutations: which check catches which. python -m flash_attention emulate --mutations"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from emulator import mutations_backward, mutations_forward, pool
+from emulator.machine import EmulatorError
+from emulator.mutation import Mutation, Trial
+
+# What a finding says -> what the table calls it. The first that fits.
+CHECKS = (
+    ("deadlock", "deadlock"),
+    ("race: ", "race"),
+    ("copy is under way", "copy not waited for"),
+    ("under way", "still under way"),
+    ("out of bounds", "out of bounds"),
+    ("no memory of this kernel", "out of bounds"),
+    ("nobody has written", "not written"),
+    ("not aligned", "misaligned"),
+    ("off a multiple of", "misaligned"),
+    ("null pointer", "null pointer"),
+    ("crashes at", "crash"),
+    ("endless loop", "endless loop"),
+    ("bytes are not written", "hole in a result"),
+    ("elements are wrong", "wrong result"),
+    ("rows are wrong", "wrong result"),
+    ("other bits with another seed", "not repeatable"),
+)
+
+
+def check_of(error: str) -> str:
+    """Which check found it: that of the first finding of the text."""
+    for line in error.splitlines():
+        for text, check in CHECKS:
+            if text in line:
+                return check
+    return "other finding"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a mutation."""
+
+    check: str  # "": it survived
+    finding: str  # the whole text
+    seconds: float
+
+    @property
+    def place(self) -> str:
+        """The line of the template at which it showed."""
+        found = re.search(r"^([\w.]+:\d+) \(", self.finding, re.MULTILINE)
+        return found[1] if found else ""
+
+
+def try_mutation(mutation: Mutation) -> Verdict:
+    """Run its call."""
+
+    def change(kernel: str, source: str) -> str:
+        return mutation.apply(source) if kernel == mutation.kernel else source
+
+    start = time.perf_counter()
+    try:
+        mutation.trial.run(change)
+    except EmulatorError as error:
+        text = str(error)
+        return Verdict(check_of(text), text, time.perf_counter() - start)
+    return Verdict("", "", time.perf_counter() - start)
+
+
+def try_unchanged(trial: Trial) -> str:
+    """What is wrong with the kernel as it is: then a mutation that is found proves nothing."""
+    try:
+        trial.run(lambda kernel, source: source)
+    except EmulatorError as error:
+        return f"{trial.describe()}: {error}"
+    return ""
+
+
+def wrong_without_mutation(mutations: Sequence[Mutation]) -> list[str]:
+    trials = list(dict.fromkeys(mutation.trial for mutation in mutations))
+    return [error for _, error in pool.run(try_unchanged, trials) if error]
+
+
+def verdicts(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Verdict]]:
+    """Each with what came of it, in the order of the list, as soon as it is known."""
+    ready: dict[Mutation, Verdict] = {}
+    waiting = list(mutations)
+    for mutation, verdict in pool.run(try_mutation, mutations):
+        ready[mutation] = verdict
+        while waiting and waiting[0] in ready:
+            yield waiting[0], ready[waiting[0]]
+            waiting.pop(0)
+
+
+def all_mutations() -> list[Mutation]:
+    return [*mutations_forward.MUTATIONS, *mutations_backward.MUTATIONS]
+
+
+def print_table(mutations: Sequence[Mutation]) -> bool:
+    """Try them and say what caught each. True if none survived, and all kernels are right without them."""
+    start = time.perf_counter()
+    trials = {mutation.trial for mutation in mutations}
+    print(f"{len(trials)} calls with the kernels as they are ...", flush=True)
+    wrong = wrong_without_mutation(mutations)
+    for text in wrong:
+        print(f"WRONG without any mutation: {text}")
+    width, kernels = (max(len(getattr(m, name)) for m in mutations) for name in ("name", "kernel"))
+    print(f"{'':9}{'mutation':{width}}  {'kernel':{kernels}}  {'caught by':19}  {'s':>5}  {'at':22}  call")
+    survived = 0
+    for number, (mutation, verdict) in enumerate(verdicts(mutations), 1):
+        survived += not verdict.check
+        by = verdict.check or "NOTHING"
+        print(
+            f"{f'{number}/{len(mutations)}':9}{mutation.name:{width}}  {mutation.kernel:{kernels}}  {by:19}  "
+            f"{verdict.seconds:5.1f}  {verdict.place:22}  {mutation.trial.describe()}",
+            flush=True,
+        )
+    caught = len(mutations) - survived
+    print(f"{caught} of {len(mutations)} mutations are caught; {time.perf_counter() - start:.0f} s")
+    return not survived and not wrong

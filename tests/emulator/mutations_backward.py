@@ -1,0 +1,168 @@
+"""The mutations of the portable backward kernels, in the order in which a kernel runs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from emulator.calls import Call, Repeated, call
+from emulator.mutation import Mutation
+
+SMALL_BLOCKS = "block_m=32,block_n=32,num_warps=4,num_stages=2"  # two warps share keys
+TALL_BLOCKS = "block_m=32,block_n=64,num_warps=4,num_stages=2"  # each has its own
+LONG_BLOCKS = "block_m=64,block_n=32,num_warps=4,num_stages=1"  # more queries than keys
+
+CAUSAL = call("backward", "fp16", 40, seqlen_q=100, heads_q=1, causal=True, config=SMALL_BLOCKS)
+TALL = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=141, heads_q=1, config=TALL_BLOCKS)
+GROUPED = call("backward", "fp16", 40, batch=2, seqlen_q=37, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
+ODD_DIM = call("backward", "fp16", 33, seqlen_q=70, heads_q=1, config=SMALL_BLOCKS)
+UNWANTED = call("backward", "fp16", 40, seqlen_q=70, heads_q=1, without=("grad_query", "grad_key"), config=SMALL_BLOCKS)
+HUGE = call("backward", "fp16", 40, seqlen_q=37, seqlen_k=66, layout="huge", config=SMALL_BLOCKS)
+# The only key has scores far below 0: of a key that is not there, 0 would be far above them.
+ONE_KEY = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
+ORDERED = call("backward", "fp16", 40, seqlen_q=100, causal=True, deterministic=True, config=SMALL_BLOCKS)
+ORDERED_MORE_KEYS = call(
+    "backward", "fp16", 40, seqlen_q=20, seqlen_k=70, causal=True, deterministic=True, config=LONG_BLOCKS
+)
+FP32 = call("backward", "fp32", 40, seqlen_q=70, seqlen_k=66, heads_q=2, heads_kv=1, config=SMALL_BLOCKS)
+TURNS = Repeated(ORDERED.case, (0, 1, 2))
+ONE_BY_ONE = Call(ORDERED.case, (2,))  # one block at a time
+
+_mutation = partial(Mutation, "backward")
+
+MUTATIONS = [
+    # --- first phase
+    _mutation("D: half of a row", CAUSAL,
+              "int other = 16; other > 0; other /= 2", "int other = 8; other > 0; other /= 2"),
+    _mutation("sum of weights not inverted", CAUSAL,
+              "1 / lse[1]", "lse[1]"),
+    _mutation("statistics of another head", GROUPED,
+              "(batch * params.heads_q + head) * params.seqlen_q + first + row",
+              "batch * params.heads_q * params.seqlen_q + first + row"),
+    _mutation("dQ's sums not cleared", CAUSAL,
+              "grad_query[i] = make_float4(0, 0, 0, 0);", ";"),
+    _mutation("dQ's sums cleared but for the last", CAUSAL,
+              "i < BLOCK_M * DIM_QK / 4; i += BEGIN_THREADS", "i < BLOCK_M * DIM_QK / 4 - 1; i += BEGIN_THREADS"),
+    _mutation("turns not cleared", ORDERED,
+              "w.turns[block * WARPS + threadIdx.x] = 0;", ";"),
+    # --- workspace and steps
+    _mutation("workspace: turns lie in dQ", ORDERED,
+              "at += all * (BLOCK_M * DIM_QK * 4);", "at += all * (BLOCK_M * DIM_QK * 2);"),
+    _mutation("fp32: workspace begins in K and V", FP32,
+              "at += split_bytes(params);", ";"),
+    _mutation("first head of a group", GROUPED,
+              "int head = w.kv_head * w.group_size;", "int head = w.kv_head;"),
+    _mutation("all steps with the first head of a group", GROUPED,
+              "c.head++;", ";"),
+    _mutation("a step too few", CAUSAL,
+              "w.num_steps = w.group_size * w.blocks;", "w.num_steps = w.group_size * w.blocks - 1;"),
+    _mutation("causal: begins a block of queries late", CAUSAL,
+              "w.first_block = w.first_key / BLOCK_M;", "w.first_block = w.first_key / BLOCK_M + 1;"),
+    _mutation("keys that nobody sees have steps", ORDERED_MORE_KEYS,
+              "w.blocks = 0;", ";"),
+    _mutation("one stage for all", CAUSAL,
+              "c.stage = c.stage + 1 < STAGES ? c.stage + 1 : 0;", "c.stage = 0;"),
+    _mutation("a stage too many", CAUSAL,
+              "c.stage + 1 < STAGES ?", "c.stage < STAGES ?"),
+    _mutation("statistics of a row not loaded", CAUSAL,
+              "row < BLOCK_M; row += THREADS", "row < BLOCK_M - 1; row += THREADS"),
+    _mutation("dO's offset in 32 bits", HUGE,
+              "row * tensor.stride_row", "(int)(row * tensor.stride_row)", within="head_offset"),
+    # --- copies and barriers
+    _mutation("Q's tile not waited for", CAUSAL,
+              "copy_wait<STAGES - 2>();", ";"),
+    _mutation("Q's tile: one group too many under way", CAUSAL,
+              "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
+    _mutation("no barrier before the tiles are used", CAUSAL,
+              "__syncthreads(); /* every warp is past", "; /* every warp is past"),
+    _mutation("no barrier before d_scores are used", CAUSAL,
+              "share_scores(scores, tiles);\n    __syncthreads();", "share_scores(scores, tiles);"),
+    _mutation("fp32: no barrier for the largest d_score", FP32,
+              "__syncthreads();", ";", within="share_scores"),
+    # --- weights and d_scores
+    _mutation("maximum not subtracted", CAUSAL,
+              "(x * sign - row.max) * factor", "x * sign * factor"),
+    _mutation("D not subtracted", CAUSAL,
+              "dx = x * (dx - row.delta);", "dx = x * dx;"),
+    _mutation("D added", CAUSAL,
+              "dx = x * (dx - row.delta);", "dx = x * (dx + row.delta);"),
+    _mutation("weights not divided by their sum", CAUSAL,
+              "* factor) * row.inverse_sum;", "* factor);"),
+    _mutation("statistics of the neighbour", CAUSAL,
+              "stats[n * 8 + e]", "stats[n * 8 + 1 - e]"),
+    _mutation("a key too many at the end", ONE_KEY,
+              "bool hidden = key >= w.seqlen_k;", "bool hidden = key > w.seqlen_k;"),
+    _mutation("causal: a key too few", CAUSAL,
+              "key > query ||", "key >= query ||"),
+    _mutation("causal: a key too many", CAUSAL,
+              "key > query ||", "key > query + 1 ||"),
+    _mutation("causal: a block of the diagonal not masked", CAUSAL,
+              "> c.block * BLOCK_M + 1;", "> c.block * BLOCK_M + BLOCK_M;"),
+    _mutation("last partial block not masked", ONE_KEY,
+              "bool masked = w.first_key + BLOCK_N > w.seqlen_k;", "bool masked = false;"),
+    _mutation("rows of keys exchanged in the mask", CAUSAL,
+              "first_key + e / 2 * 8", "first_key + e % 2 * 8"),
+    # --- gradients
+    _mutation("d_scores not transposed for dQ", CAUSAL,
+              "load_fragment_trans(a[m], a_at", "load_fragment(a[m], a_at"),
+    _mutation("dV from d_scores", TALL,
+              "add_gradient<UNITS_V, DIM_V, PITCH_V>(gradient, s.weights,",
+              "add_gradient<UNITS_V, DIM_V, PITCH_V>(gradient, s.d_scores,"),
+    _mutation("dV from the weights of the other warp's place", CAUSAL,
+              "warp % D_SPLITS * M_PART + lane % 4 * 2;", "lane % 4 * 2;", within="share_scores"),
+    _mutation("dK from the next stage", CAUSAL,
+              "tiles.queries + stage * QUERY_TILE,",
+              "tiles.queries + (stage + 1) % STAGES * QUERY_TILE,", within="add_grad_key"),
+    _mutation("dQ: plain sums", CAUSAL,
+              "reduce_add(sum + e, x[e]);", "sum[e] += x[e];"),
+    _mutation("dQ: an element of a tile", CAUSAL,
+              "+ lane) * 4;", "+ lane % 16) * 4;", within="dq_offset"),
+    _mutation("scale of dK forgotten", CAUSAL,
+              "grad_key, (float)params.softmax_scale);", "grad_key, 1.0f);"),
+    _mutation("scale of dQ forgotten", CAUSAL,
+              "float scale = (float)params.softmax_scale;", "float scale = 1;", within="end_queries"),
+    _mutation("rows of dQ exchanged", CAUSAL,
+              "row + 8 * to.stride_row, col", "row + 4 * to.stride_row, col"),
+    _mutation("a row behind the last of dK is written", CAUSAL,
+              "if (at >= rows)", "if (at > rows)"),
+    _mutation("dQ computed where it is not wanted", UNWANTED,
+              "if (!to.data)", "if (false)"),
+    _mutation("dK stored where it is not wanted", UNWANTED,
+              "if (params.grad_key.data)", "if (true)", within="backward", times=2, only=2),
+    _mutation("odd head dim: tails not cleared", ODD_DIM,
+              "clear_shared(shared, ", "clear_shared(shared, 0 * "),
+    # --- dQ in a fixed order
+    _mutation("nobody waits for a turn", TURNS,
+              "while (load_acquire(turns) != turn) {", "while (false) {"),
+    _mutation("a turn read without acquire", TURNS,
+              "load_acquire(turns)", "atomicAdd(turns, 0)"),
+    _mutation("a turn given without release", TURNS,
+              "store_release(turns, turn + 1);", "*(volatile int *)turns = turn + 1;"),
+    _mutation("a turn given before all lanes have added", TURNS,
+              "__syncwarp();\n", ";\n", within="add_grad_query", times=2, only=2),
+    _mutation("only one lane waits for its turn", TURNS,
+              "__syncwarp();\n", ";\n", within="add_grad_query", times=2, only=1),
+    _mutation("a turn not given", ORDERED,
+              "store_release(turns, turn + 1);", "store_release(turns, turn);"),
+    _mutation("a turn that nobody gives", ORDERED,
+              "- w.key_block;", "- w.key_block + 1;", within="turn_of"),
+    _mutation("blocks begin against their order", ONE_BY_ONE,
+              "w.key_block = key_blocks - 1 - w.key_block;", ";"),
+    _mutation("first part of dQ added, not written", ORDERED,
+              "if (turn == 0)", "if (turn == 1)", within="add_grad_query"),
+    _mutation("parts of dQ overwrite each other", ORDERED,
+              "if (turn == 0)", "if (true)", within="add_grad_query"),
+    # --- fp32
+    _mutation("fp32: low part of a dropped", FP32,
+              "mma_m16n8k16(sum, a.part[1], b.part[0][2 * half], b.part[0][2 * half + 1]);", ";"),
+    _mutation("fp32: low part of b dropped", FP32,
+              "mma_m16n8k16(sum, a.part[0], b.part[1][2 * half], b.part[1][2 * half + 1]);", ";"),
+    _mutation("fp32: unit of the weights not undone", FP32,
+              "tiles.grad_factors[stage] * WEIGHT_UNIT", "tiles.grad_factors[stage]"),
+    _mutation("fp32: factor of d_scores of another group", FP32,
+              "tiles.d_score_factors[k] * w.key_factor", "tiles.d_score_factors[0] * w.key_factor"),
+    _mutation("fp32: low d_scores in the high ones' place", FP32,
+              "tiles.d_scores + at + (BLOCK_N + 8 * h) * PITCH_M + n * 8) = low;",
+              "tiles.d_scores + at + 8 * h * PITCH_M + n * 8) = low;"),
+    _mutation("fp32: factors of Q and dO exchanged", FP32,
+              "float d_unit = tiles.grad_factors[stage]", "float d_unit = tiles.query_factors[stage]"),
+]  # fmt: skip

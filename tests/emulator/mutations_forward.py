@@ -1,0 +1,203 @@
+"""The mutations of the portable forward kernels, in the order in which a kernel runs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from emulator.calls import call
+from emulator.mutation import Mutation
+
+SMALL_BLOCKS = "block_m=64,block_n=32,num_warps=4,num_stages=2"
+WIDE_BLOCKS = "block_m=128,block_n=32,num_warps=4,num_stages=1"  # two tiles of rows a warp
+
+CAUSAL = call(head_dim=40, seqlen_q=130, heads_q=1, causal=True, config=SMALL_BLOCKS)
+FULL = call(head_dim=40, seqlen_q=70, seqlen_k=141, heads_q=1, config=SMALL_BLOCKS)
+WIDE = call(head_dim=40, seqlen_q=130, heads_q=1, causal=True, config=WIDE_BLOCKS)
+LARGE = call(head_dim=40, seqlen_q=70, heads_q=1, causal=True, data="large", config=SMALL_BLOCKS)
+HUGE_SCORES = call(head_dim=40, seqlen_q=70, heads_q=1, data="integers", scale=1e12, config=SMALL_BLOCKS)
+NEGATIVE = call(head_dim=40, seqlen_q=70, heads_q=1, causal=True, data="large", scale=-0.1, config=SMALL_BLOCKS)
+GROUPED = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
+ODD_DIM = call(head_dim=33, seqlen_q=70, seqlen_k=66, heads_q=1, config=SMALL_BLOCKS)
+TWO_DIMS = call(head_dim=40, head_dim_v=24, seqlen_q=70, seqlen_k=66, heads_q=1, config=SMALL_BLOCKS)
+HUGE = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="huge", config=SMALL_BLOCKS)
+HUGE_STEPS = call(head_dim=40, seqlen_q=3, layout="huge", config=SMALL_BLOCKS)  # 2^31 from a row to the next
+ODD_LAYOUT = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="odd", config=SMALL_BLOCKS)
+OFFSET = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="offset", config=SMALL_BLOCKS)
+NO_LSE = call(head_dim=40, seqlen_q=70, heads_q=1, without=("lse",), config=SMALL_BLOCKS)
+# Forward: fp32.
+FULL_32 = call("forward", "fp32", 40, seqlen_q=70, seqlen_k=141, heads_q=2, heads_kv=1, config=SMALL_BLOCKS)
+CAUSAL_32 = call("forward", "fp32", 40, seqlen_q=130, heads_q=1, causal=True, config=SMALL_BLOCKS)
+# Backward, which reads what forward left: 1 or 0 are the only weights of such scores.
+LSE_OF_LARGE = call("backward", head_dim=40, seqlen_q=70, heads_q=1, data="integers", scale=1e4)
+
+_mutation = partial(Mutation, "forward")
+
+MUTATIONS = [
+    # --- what a block works on
+    _mutation("blocks of heads mixed up", GROUPED,
+              "blockIdx.x % query_blocks", "blockIdx.x / query_blocks", within="find_work"),
+    _mutation("K and V of another group of heads", GROUPED,
+              "w.head / (int)(params.heads_q / params.heads_kv)", "w.head % (int)params.heads_kv"),
+    _mutation("last block of keys left out", CAUSAL,
+              "end < w.seqlen_k ? end : w.seqlen_k, BLOCK_N)",
+              "(end < w.seqlen_k ? end : w.seqlen_k) - BLOCK_N + 1, BLOCK_N)"),
+    _mutation("a block of keys too few on the diagonal", CAUSAL,
+              "int end = w.first_query + BLOCK_M;", "int end = w.first_query + BLOCK_M - BLOCK_N;"),
+    _mutation("strides of rows and heads exchanged", GROUPED,
+              "head * tensor.stride_head + row * tensor.stride_row",
+              "head * tensor.stride_row + row * tensor.stride_head"),
+    _mutation("stride of the batch forgotten", GROUPED,
+              "batch * tensor.stride_batch + ", ""),
+    _mutation("a tensor's offset in 32 bits", HUGE,
+              "row * tensor.stride_row", "(int)(row * tensor.stride_row)", within="head_offset"),
+    _mutation("a tile's offset in 32 bits", HUGE_STEPS,
+              "from + row * tensor.stride_row", "from + (int)(row * tensor.stride_row)", within="load_tile"),
+    _mutation("block of keys times stride in 32 bits", HUGE,
+              "(long long)(block) * BLOCK_N * params.key.stride_row",
+              "(int)(block) * BLOCK_N * (int)params.key.stride_row"),
+    # --- tiles
+    _mutation("odd head dim: tails not cleared", ODD_DIM,
+              "clear_shared(shared, SHARED_BYTES);", ";"),
+    _mutation("odd head dim: tails cleared while others load", ODD_DIM,
+              "__syncthreads();", ";", within="forward", times=3, only=1),
+    _mutation("pitch of K's tile is that of V's", TWO_DIMS,
+              "keys + (n * 8 * PITCH_QK + k) * 2", "keys + (n * 8 * PITCH_V + k) * 2"),
+    _mutation("pitch without its padding", FULL,
+              "keys + (n * 8 * PITCH_QK + k) * 2", "keys + (n * 8 * DIM_QK + k) * 2"),
+    _mutation("V's tile overlaps K's ring", CAUSAL,
+              "*values = keys + STAGES * KEY_TILE", "*values = keys + (STAGES - 1) * KEY_TILE"),
+    _mutation("a stage too few in K's ring", FULL,
+              "keys + (block) % STAGES * KEY_TILE", "keys + (block) % (STAGES - 1) * KEY_TILE"),
+    _mutation("a stage too many in V's ring", FULL,
+              "values + (block) % STAGES * VALUE_TILE", "values + (block) % (STAGES + 1) * VALUE_TILE"),
+    _mutation("tiles come one turn late", FULL,
+              "LOAD_KEYS(block - STAGES);", "LOAD_KEYS(block - STAGES + 1);"),
+    _mutation("rows beyond the last are loaded", FULL,
+              "first + row < rows)", "first + row <= rows)", within="load_tile"),
+    _mutation("rows beyond the last are loaded, one by one", ODD_LAYOUT,
+              "row < rows ?", "row <= rows ?", within="load_tile_slowly"),
+    _mutation("alignment of a tensor not asked for", ODD_LAYOUT,
+              "return tensor.stride_col == 1 && together % bytes == 0;", "return tensor.stride_col == 1;"),
+    _mutation("alignment of a tensor's start not asked for", OFFSET,
+              "(unsigned long long)tensor.data | ", "", within="is_aligned"),
+    _mutation("alignment of a result not asked for", ODD_LAYOUT,
+              "to.stride_col == 1 && together % 2 == 0", "to.stride_col == 1"),
+    # --- copies and barriers
+    _mutation("K's tile not waited for", CAUSAL,
+              "copy_wait<2 * STAGES - 2>();", ";", within="forward", times=2, only=1),
+    _mutation("V's tile not waited for", CAUSAL,
+              "copy_wait<2 * STAGES - 2>();", ";", within="forward", times=2, only=2),
+    _mutation("K's tile: one group too many under way", CAUSAL,
+              "copy_wait<2 * STAGES - 2>();", "copy_wait<2 * STAGES - 1>();", within="forward", times=2, only=1),
+    _mutation("V's tile: one group too many under way", CAUSAL,
+              "copy_wait<2 * STAGES - 2>();", "copy_wait<2 * STAGES - 1>();", within="forward", times=2, only=2),
+    _mutation("a group of copies not closed", CAUSAL,
+              "copy_commit();", ";", within="forward", times=5, only=4),
+    _mutation("no barrier before K's tile is used", CAUSAL,
+              "__syncthreads();", ";", within="forward", times=3, only=2),
+    _mutation("no barrier before V's tile is used", CAUSAL,
+              "__syncthreads();", ";", within="forward", times=3, only=3),
+    _mutation("one warp passes by a barrier", CAUSAL,
+              "__syncthreads();", "if (warp) __syncthreads();", within="forward", times=3, only=3),
+    _mutation("no barrier behind -Q", NEGATIVE,
+              "__syncthreads();", ";", within="negate_queries"),
+    # --- products
+    _mutation("V not transposed", FULL,
+              "ldmatrix_x4_trans(b, values", "ldmatrix_x4(b, values"),
+    _mutation("a fragment of K used twice", FULL,
+              "mma_m16n8k16(scores[m][n + 1], a[m], b[2], b[3]);", "mma_m16n8k16(scores[m][n + 1], a[m], b[0], b[1]);"),
+    _mutation("scores not cleared", FULL,
+              "scores[m][n][e] = 0;", ";"),
+    _mutation("last 16 columns left out", FULL,
+              "k < DIM_QK; k += 16", "k < DIM_QK - 16; k += 16", within="multiply_keys"),
+    _mutation("lanes point at other rows", FULL,
+              "(lane >> 4) * 8 + (lane & 7)", "(lane >> 3 & 1) * 8 + (lane & 7)"),
+    _mutation("second tile of rows is the first", WIDE,
+              "queries + (m * 16 * PITCH_QK + k) * 2", "queries + k * 2"),
+    # --- masks
+    _mutation("a key too many at the end", FULL,
+              "int last_key = seqlen_k - 1;", "int last_key = seqlen_k;"),
+    _mutation("a key too few at the end", FULL,
+              "int last_key = seqlen_k - 1;", "int last_key = seqlen_k - 2;"),
+    _mutation("last partial block not masked", FULL,
+              "bool masked = end > seqlen_k;", "bool masked = false;"),
+    _mutation("causal: a key too many", CAUSAL,
+              "rows.first + 16 * m + 8 * h);", "rows.first + 16 * m + 8 * h + 1);"),
+    _mutation("causal: a key too few", CAUSAL,
+              "rows.first + 16 * m + 8 * h);", "rows.first + 16 * m + 8 * h - 1);"),
+    _mutation("causal: a block of the diagonal not masked", CAUSAL,
+              "end > rows.first / 16 * 16 + 1;", "end > rows.first / 16 * 16 + 17;"),
+    _mutation("mask of the odd columns moved", FULL,
+              "if (8 * n + e > last_key)", "if (8 * n > last_key)"),
+    # --- softmax
+    _mutation("softmax scale forgotten", FULL,
+              "fabs(params.softmax_scale) * 1.4426950408889634", "1.4426950408889634"),
+    _mutation("base 2 taken for e", FULL,
+              "* 1.4426950408889634", ""),
+    _mutation("sign of the scale forgotten", NEGATIVE,
+              "params.softmax_scale < 0)", "false)"),
+    _mutation("first maximum 0, not -inf", LARGE,
+              "rows.max[m][h] = -INF;", "rows.max[m][h] = 0;"),
+    _mutation("sign of an exponent", FULL,
+              "WEIGHT_EXPONENT - origin[m][h];", "WEIGHT_EXPONENT + origin[m][h];"),
+    _mutation("maximum of half a row", FULL,
+              "__shfl_xor_sync(0xffffffffu, high, 2)", "__shfl_xor_sync(0xffffffffu, high, 1)"),
+    _mutation("sum of half a row", FULL,
+              "__shfl_xor_sync(0xffffffffu, sum, 2)", "__shfl_xor_sync(0xffffffffu, sum, 1)"),
+    _mutation("output not rescaled", FULL,
+              "output[m][n][e] *= rows.rescale[m][e / 2];", ";"),
+    _mutation("output rescaled by the other row's", FULL,
+              "output[m][n][e] *= rows.rescale[m][e / 2];", "output[m][n][e] *= rows.rescale[m][e % 2];"),
+    _mutation("sum not rescaled", FULL,
+              "rows.sum[m][h] * rows.rescale[m][h] + sum", "rows.sum[m][h] + sum"),
+    _mutation("rounding of large maxima not undone", HUGE_SCORES,
+              "bool mine = is_large(product);", "bool mine = false;"),
+    _mutation("rounding of the maximum in lse not undone", LSE_OF_LARGE,
+              "rows.sum[m][h] * exp2_approx(-rest)", "rows.sum[m][h] * exp2_approx(rest)"),
+    # --- results
+    _mutation("not divided by the sum", FULL,
+              "float inverse = 1 / divisor;", "float inverse = 1;"),
+    _mutation("lse of another query", FULL,
+              "params.seqlen_q + query) * 2", "params.seqlen_q + query / 2 * 2) * 2"),
+    _mutation("largest score in lse off", FULL,
+              "lse[0] = rows.max[m][h];", "lse[0] = rows.max[m][h] * 1.001f;"),
+    _mutation("sum in lse not rescaled", FULL,
+              "lse[1] = rows.sum[m][h] *", "lse[1] = rows.sum[m][h] * rows.rescale[m][h] *"),
+    _mutation("lse written where it is not wanted", NO_LSE,
+              "if (params.lse && lane % 4 == 0)", "if (lane % 4 == 0)"),
+    _mutation("a row behind the last is written", FULL,
+              "if (query >= (int)params.seqlen_q)", "if (query > (int)params.seqlen_q)"),
+    _mutation("a column behind the last is written", ODD_DIM,
+              "if (col + 1 < dim)", "if (col + 1 <= dim)"),
+    _mutation("last column left out", ODD_DIM,
+              "if (col < dim)", "if (col + 1 < dim)"),
+    # --- fp32
+    _mutation("fp32: low part of Q dropped", FULL_32,
+              "mma_m16n8k16(sum, a_low[m], b_high[2 * half], b_high[2 * half + 1]);", ";"),
+    _mutation("fp32: low part of K dropped", FULL_32,
+              "mma_m16n8k16(sum, a_high[m], b_low[2 * half], b_low[2 * half + 1]);", ";"),
+    _mutation("fp32: low part of the weights dropped", FULL_32,
+              "mma_m16n8k16(sum[m][half], a_low[m][k], b_high[i][2 * half], b_high[i][2 * half + 1]);", ";"),
+    _mutation("fp32: low part of V dropped", FULL_32,
+              "mma_m16n8k16(sum[m][half], a_high[m][k], b_low[2 * half], b_low[2 * half + 1]);", ";"),
+    _mutation("fp32: low parts from the high ones' place", FULL_32,
+              "values + ((BLOCK_N + k * 16) * PITCH_V + n * 8) * 2", "values + (k * 16 * PITCH_V + n * 8) * 2"),
+    _mutation("fp32: scale too large for fp16", FULL_32,
+              "int k = 14 + 127 -", "int k = 16 + 127 -"),
+    _mutation("fp32: factor of K's block forgotten", FULL_32,
+              "rows.key_factor = key_factor;", "rows.key_factor = 1;"),
+    _mutation("fp32: factor of V's block forgotten", FULL_32,
+              "total[m][half][e] * factor;", "total[m][half][e];"),
+    _mutation("fp32: factors of V lie in those of K", FULL_32,
+              "factors + all + first};", "factors + first};"),
+    _mutation("fp32: tiles of V lie in those of K", FULL_32,
+              "*values = keys + all * (2 * BLOCK_N * DIM_QK);", "*values = keys + all * (BLOCK_N * DIM_QK);"),
+    _mutation("fp32: no barrier for the largest of a tile", FULL_32,
+              "__syncthreads();", ";", within="split_tile"),
+    _mutation("fp32: largest of one warp", FULL_32,
+              "warp < NUM_THREADS / 32; warp++", "warp < 1; warp++", within="split_tile"),
+    _mutation("fp32: no __syncwarp behind the queries' factors", CAUSAL_32,
+              "__syncwarp();", ";", within="forward"),
+    _mutation("fp32: first rows of queries only", FULL_32,
+              "(warp + 1) * 16 * M_TILES; row++", "(warp + 1) * 16 * M_TILES - 1; row++"),
+]  # fmt: skip

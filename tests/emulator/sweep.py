@@ -1,0 +1,206 @@
+"""The cases of attention that the tests run: every config that the tuner may choose, and every feature of a call."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from emulator import pool
+from emulator.attention import Case, emulate, problem
+from emulator.data import DATA
+from emulator.machine import EmulatorError, Settings
+from emulator.tensors import LAYOUTS
+from flash_attention import _native
+
+# Odd, so that nothing can be copied in pieces; usual ones; the largest. The larger, the fewer configs fit. Kernels of
+# bf16 and fp16 differ in conversions and in one instruction: the large head dims are swept with one of them.
+HEAD_DIMS = {"fp32": (33, 64, 128, 256), "fp16": (33, 64, 128, 256), "bf16": (33, 64)}
+HEAD_DIMS_DETERMINISTIC = {"fp16": (64,), "bf16": (33,)}
+TARGETS = ("cuda:sm_80", "cuda:sm_90")  # the second adds four floats at a time
+# op and deterministic. Forward is always repeatable, and so is backward in fp32.
+OPS = (("forward", False), ("backward", False), ("backward", True))
+FEATURES_HEAD_DIM = 40
+TIMINGS = ("late", "random", "early")
+
+
+def settings_of(seed: int) -> Settings:
+    """Seeds differ in timing, in how many blocks run at once and in which order they begin.
+
+    They begin in any order only where all run at once (here never more than 32): a block that waits for its turn
+    trusts that those before it begin first.
+    """
+    shuffle = seed % 2 == 1
+    resident = 32 if shuffle else (4, 8, 1)[seed % 3]
+    return Settings(seed, TIMINGS[seed % 3], exp2_error=2, resident=resident, shuffle=shuffle)
+
+
+def configs_of(op: str, dtype: str, head_dim: int, deterministic: bool = False, target: str = TARGETS[0]) -> list[str]:
+    """What the tuner may choose from."""
+    case = Case(op, dtype, head_dim, deterministic=deterministic, target=target)
+    return _native.list_configs(problem(case.filled(), op))
+
+
+def _at_borders(case: Case) -> Iterator[Case]:
+    """Sequence lengths at the borders of the config's blocks, and beside them."""
+    sizes = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", case.config)}
+    m, n = sizes["block_m"], sizes["block_n"]
+    lengths = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
+    for sq, sk in lengths if case.head_dim < 128 else lengths[:2]:
+        yield replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)
+
+
+def head_dims_of(dtype: str, deterministic: bool) -> tuple[int, ...]:
+    return (HEAD_DIMS_DETERMINISTIC if deterministic else HEAD_DIMS)[dtype]
+
+
+def every_config(op: str, dtype: str, deterministic: bool = False) -> list[list[Case]]:
+    """Each candidate at each head dim, a list of cases for each kernel.
+
+    Every second kernel is causal, at the next head dim (of deterministic ones: with the other dtype) the others.
+    """
+    groups = []
+    for place, d in enumerate(head_dims_of(dtype, deterministic), deterministic and dtype == "bf16"):
+        target = TARGETS[place % len(TARGETS)]
+        for index, config in enumerate(configs_of(op, dtype, d, deterministic, target)):
+            causal = (index + place) % 2 == 1
+            case = Case(op, dtype, d, causal=causal, deterministic=deterministic, target=target, config=config)
+            groups.append([replace(c, settings=settings_of(i + index)) for i, c in enumerate(_at_borders(case))])
+    return groups
+
+
+def every_feature(op: str, dtype: str, deterministic: bool = False) -> list[list[Case]]:
+    """All that a call may ask for, with the best guess of a config; one list a kernel."""
+    groups = []
+    for causal in (False, True):
+        base = Case(op, dtype, FEATURES_HEAD_DIM, causal=causal, deterministic=deterministic, seqlen_q=70, heads_q=1)
+        cases = [*_calls(base), *_numbers(base)]
+        groups.append([replace(case, settings=settings_of(i)) for i, case in enumerate(cases)])
+        for d, dv in ((24, 40), (40, 33), (8, 8), (1, 1), (80, 16)):
+            case = replace(base, head_dim=d, head_dim_v=dv, seqlen_k=66, heads_q=2, heads_kv=1)
+            groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
+    return groups
+
+
+def _calls(base: Case) -> Iterator[Case]:
+    """Sizes, heads, layouts, and results that are not wanted."""
+    for s in (1, 15, 16, 17, 64, 65, 130):
+        yield replace(base, seqlen_q=s)
+    for sq, sk in ((1, 130), (130, 1), (17, 200), (200, 17)):
+        yield replace(base, seqlen_q=sq, seqlen_k=sk)
+    yield replace(base, batch=2, heads_q=4, heads_kv=2, seqlen_q=33, seqlen_k=140)
+    yield replace(base, batch=2, heads_q=3, heads_kv=1, seqlen_q=133, seqlen_k=70)
+    for layout in LAYOUTS[1:]:
+        yield replace(base, batch=2, heads_q=2, seqlen_q=37, seqlen_k=66, layout=layout)
+    yield replace(base, heads_q=3, heads_kv=1, layout="columns", scale=-0.1, data="large")
+    unwanted = ("lse",) if base.op == "forward" else ("grad_query", "grad_key", "grad_value")
+    for name in unwanted:
+        yield replace(base, seqlen_k=66, without=(name,))
+    if base.op == "backward":
+        yield replace(base, seqlen_k=66, without=unwanted[:2], layout="reversed")
+
+
+def _numbers(base: Case) -> Iterator[Case]:
+    """What is in the tensors, and scales."""
+    for data in DATA:
+        if data != "nan" or base.op == "forward":
+            yield replace(base, data=data, seqlen_k=144)
+    yield replace(base, data="integers", scale=1e5, seqlen_k=144)
+    for scale in (0.0, 1e-30, -0.3):
+        yield replace(base, scale=scale, seqlen_k=77)
+
+
+def many_sizes(case: Case) -> Iterator[Case]:
+    """Far more than the tests run, for whoever changes a template: around `case`, at five head dims."""
+    for d, causal in itertools.product((8, 33, 64, 80, 128), (False, True)):
+        base = replace(case, head_dim=d, causal=causal, heads_q=1)
+        for s in (1, 15, 16, 17, 63, 64, 65, 130):
+            yield replace(base, seqlen_q=s, seqlen_k=s)
+        for sq, sk in ((1, 130), (130, 1), (17, 200), (200, 17), (65, 129)):
+            yield replace(base, seqlen_q=sq, seqlen_k=sk)
+        yield from _calls(replace(base, seqlen_q=66))
+        yield replace(base, head_dim_v=40, seqlen_q=66, seqlen_k=66)
+        yield from _numbers(replace(base, seqlen_q=80))
+
+
+def is_repeatable(case: Case) -> bool:
+    """Must every seed give the same bits?"""
+    return case.op == "forward" or case.deterministic or case.dtype == "fp32"
+
+
+def emulate_and_compare(case: Case, before: dict[Case, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What must be repeatable has the bits that it had with other settings; `before` keeps them."""
+    results = emulate(case)
+    if not is_repeatable(case):
+        return results
+    earlier = before.setdefault(replace(case, settings=Settings()), results)
+    for name, tensor in results.items():
+        if not torch.equal(tensor.nan_to_num(7.0), earlier[name].nan_to_num(7.0)):
+            raise EmulatorError(f"{name} has other bits with another seed")
+    return results
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run."""
+
+    case: Case
+    error: str  # "" where it is right
+    seconds: float
+
+
+def run_group(cases: Sequence[Case]) -> list[Outcome]:
+    """Run cases of one kernel, the first again with another seed."""
+    again = replace(cases[0], settings=settings_of(cases[0].settings.seed + 1))
+    before: dict[Case, dict[str, Tensor]] = {}
+    return [run_case(case, before) for case in (*cases, again)]
+
+
+def run_case(case: Case, before: dict[Case, dict[str, Tensor]]) -> Outcome:
+    start, error = time.perf_counter(), ""
+    try:
+        emulate_and_compare(case, before)
+    except EmulatorError as found:
+        error = str(found)
+    return Outcome(case, error, time.perf_counter() - start)
+
+
+def run(groups: Sequence[list[Case]]) -> Iterator[Outcome]:
+    """All of them, in several processes."""
+    for _, outcomes in pool.run(run_group, groups):
+        yield from outcomes
+
+
+def summary(outcomes: Iterable[Outcome]) -> str:
+    """What was covered, a line for each op and dtype."""
+    kinds: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for outcome in outcomes:
+        kinds[outcome.case.op, outcome.case.dtype].append(outcome.case)
+    lines = []
+    for (op, dtype), cases in sorted(kinds.items()):
+        kernels = {(c.head_dim, c.head_dim_v, c.causal, c.deterministic, c.target, c.config) for c in cases}
+        configs = {c.config for c in cases if c.config}
+        dims = ", ".join(map(str, sorted({c.head_dim for c in cases})))
+        lengths = [c.seqlen_q for c in cases] + [c.seqlen_k or c.seqlen_q for c in cases]
+        lines.append(
+            f"{op} {dtype}: {len(cases)} runs of {len(kernels)} kernels, {len(configs)} configs, head dims {dims}, "
+            f"S {min(lengths)} to {max(lengths)}, {len({c.layout for c in cases})} layouts"
+        )
+    return "\n".join(lines)
+
+
+def describe(case: Case) -> str:
+    """What is not as the defaults have it."""
+    case = replace(case, scale=Case.scale) if math.isnan(case.scale) else case  # NaN is equal only to itself
+    settings = {f"{f.name}={v}" for f in fields(Settings) if (v := getattr(case.settings, f.name)) != f.default}
+    shown = [f for f in fields(Case) if f.name not in ("op", "dtype", "settings")]
+    changed = {f.name: v for f in shown if (v := getattr(case, f.name)) is not f.default and v != f.default}
+    words = [f"{name}={','.join(value) if isinstance(value, tuple) else value}" for name, value in changed.items()]
+    return " ".join([case.op, case.dtype, *words, *sorted(settings)])
