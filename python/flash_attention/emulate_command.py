@@ -10,7 +10,7 @@ from pathlib import Path
 # What the options may be. The emulator has the same lists; a test holds them together.
 LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
-    *("padded", "huge", "expanded"),
+    *("even", "padded", "huge", "expanded"),
 )
 DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive")
 TIMINGS = ("late", "random", "early")
@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exp2-error", type=int, default=2, metavar="N",
         help="units in the last place by which exp2_approx is off (default: %(default)s)")  # fmt: skip
     add("--resident", type=int, default=4, metavar="N", help="blocks that run at once (default: %(default)s)")
+    add("--processors", type=int, default=2, metavar="N",
+        help="blocks of a persistent kernel, one for each processor (default: %(default)s)")  # fmt: skip
     add("--shuffle", action="store_true", help="blocks begin in random order")
     add("--drain", action="store_true", help="copies that are under way when a thread ends are a finding")
     add = parser.add_argument_group("what to run, and to print").add_argument
