@@ -63,14 +63,16 @@ TIMINGS = ("late", "random", "early")
 
 
 def settings_of(seed: int) -> Settings:
-    """Seeds differ in timing, in how many blocks run at once and in which order they begin.
+    """Seeds differ in timing, in how many blocks run at once and in which order they begin, and in exp2_approx.
+
+    Where that is not exact, 2^0 is not 1, and no rescale is ever left out.
 
     They begin in any order only where all run at once (here never more than 16): a block that waits for its turn
     trusts that those before it begin first.
     """
     shuffle = seed % 2 == 1
     resident = 16 if shuffle else (4, 8, 1)[seed % 3]
-    return Settings(seed, TIMINGS[seed % 3], exp2_error=2, resident=resident, shuffle=shuffle)
+    return Settings(seed, TIMINGS[seed % 3], exp2_error=(2, 0)[seed % 2], resident=resident, shuffle=shuffle)
 
 
 def configs_of(case: Case) -> list[str]:
@@ -169,7 +171,8 @@ def emulate_and_compare(case: Case, before: dict[Case, dict[str, Tensor]]) -> di
     results = emulate(case)
     if not is_repeatable(case):
         return results
-    earlier = before.setdefault(replace(case, settings=Settings()), results)
+    arithmetic = Settings(exp2_error=case.settings.exp2_error, model=case.settings.model)
+    earlier = before.setdefault(replace(case, settings=arithmetic), results)
     for name, tensor in results.items():
         if not torch.equal(tensor.nan_to_num(7.0), earlier[name].nan_to_num(7.0)):
             raise EmulatorError(f"{name} has other bits with another seed")
@@ -187,7 +190,8 @@ class Outcome:
 
 def run_group(cases: Sequence[Case]) -> list[Outcome]:
     """Run cases of one kernel, the first again with another seed."""
-    again = replace(cases[0], settings=settings_of(cases[0].settings.seed + 1))
+    first = cases[0].settings
+    again = replace(cases[0], settings=replace(settings_of(first.seed + 1), exp2_error=first.exp2_error))
     before: dict[Case, dict[str, Tensor]] = {}
     return [run_case(case, before) for case in (*cases, again)]
 
