@@ -174,7 +174,8 @@ class Session:
         cluster: int | Sequence[int] = 1,
     ) -> None:
         lib, module = library(), kernel.module
-        if math.prod(_three(cluster)) > MOST_BLOCKS or any(g % c for g, c in zip(_three(grid), _three(cluster), strict=True)):
+        parts = zip(_three(grid), _three(cluster), strict=True)
+        if math.prod(_three(cluster)) > MOST_BLOCKS or any(g % c for g, c in parts):
             raise ValueError(f"{entry}: a grid of {grid} does not consist of clusters of {cluster}")
         launch = _Launch(
             (ctypes.c_uint * 3)(*_three(grid)),

@@ -101,6 +101,17 @@ def test_mistake_with_a_load(mode: int, timing: str) -> None:
         load(mode, Settings(1, timing))
 
 
+def test_phase_that_does_not_wait_for_all_bytes() -> None:
+    """Whether the phase ends before the rest comes, or never, is a matter of luck; both are found."""
+    messages = []
+    for seed in range(12):
+        with pytest.raises(EmulatorError) as error:
+            load(9, Settings(seed, "random"))
+        messages.append(str(error.value))
+    assert any("bytes come in phase 1 of the mbarrier" in m for m in messages)
+    assert any("deadlock" in m for m in messages)
+
+
 STORE = """
 extern "C" __global__ void kernel(float *out_x, float *inout_y, int mode) {
   extern __shared__ __align__(128) unsigned char shared[];
