@@ -68,7 +68,7 @@ LOAD_MISTAKES = {
     7: "copy writes shared memory \\+ 0, written by .* no fence_async_shared behind it",
     8: "deadlock: (.|\\n)*waits for mbarrier at shared memory \\+ 2048: parity 0 is awaited, "
     "phase 0 \\(parity 0\\) goes on, 0 of 1 arrivals and 16 bytes are missing",
-    9: "bytes come in phase 1 of the mbarrier .* begun in phase 0|still writes shared memory when its block ends|deadlock",
+    9: "bytes come in phase 1 of the mbarrier|still writes shared memory when its block ends|deadlock",
     10: "more than 1 arrivals in phase 0 of the mbarrier",
     11: "not aligned to 128 bytes",
     12: "the tensor map has 2 dimensions, the instruction 3",
