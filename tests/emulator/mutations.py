@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from emulator import mutations_backward, mutations_forward, mutations_matmul, pool
 from emulator.machine import EmulatorError
-from emulator.mutation import Mutation, Trial
+from emulator.mutation import Mutation, OutOfDateError, Trial
 
 # What a finding says -> what the table calls it. The first that fits.
 CHECKS = (
@@ -58,8 +58,8 @@ def check_of(error: str) -> str:
 class Verdict:
     """What came of a mutation."""
 
-    check: str  # "": it survived
-    finding: str  # the whole text
+    check: str  # "": it survived, or is out of date
+    finding: str  # the whole text; of one that is out of date, what is not there
     seconds: float
 
     @property
@@ -81,6 +81,8 @@ def try_mutation(mutation: Mutation) -> Verdict:
     except EmulatorError as error:
         text = str(error)
         return Verdict(check_of(text), text, time.perf_counter() - start)
+    except OutOfDateError as error:
+        return Verdict("", str(error), time.perf_counter() - start)
     return Verdict("", "", time.perf_counter() - start)
 
 
@@ -126,12 +128,14 @@ def print_table(mutations: Sequence[Mutation]) -> bool:
     survived = 0
     for number, (mutation, verdict) in enumerate(verdicts(mutations), 1):
         survived += not verdict.check
-        by = verdict.check or "NOTHING"
+        by = verdict.check or ("OUT OF DATE" if verdict.finding else "NOTHING")
         print(
             f"{f'{number}/{len(mutations)}':9}{mutation.name:{width}}  {mutation.kernel:{kernels}}  {by:20}  "
             f"{verdict.seconds:5.1f}  {verdict.place:22}  {mutation.trial.describe()}",
             flush=True,
         )
+        if not verdict.check and verdict.finding:
+            print(f"{'':9}{verdict.finding}")
     caught = len(mutations) - survived
     print(f"{caught} of {len(mutations)} mutations are caught; {time.perf_counter() - start:.0f} s")
     return not survived and not wrong
