@@ -131,7 +131,7 @@ def emulate(case: Case, given: dict[str, Tensor], output: Tensor, lse: Tensor) -
     written = tensors.make("output", tuple(output.shape), case.dtype, "contiguous", None, True)
     statistics = Memory("lse", lonely(lse.nbytes), True)
     forward = {name: made[name] for name in ("query", "key", "value")}
-    problems = attention.run_op(case, "forward", {**forward, "output": written}, statistics)
+    problems = attention.run_op(case, "forward", {**forward, "output": written}, statistics, attention.unchanged)
     statistics = Memory("lse", lonely(lse.nbytes))
     statistics.array[:] = lse.contiguous().view(torch.uint8).numpy()
     wanted = {
@@ -139,7 +139,7 @@ def emulate(case: Case, given: dict[str, Tensor], output: Tensor, lse: Tensor) -
         for name in recorded_attention.GRADIENTS
     }
     read = {**made, "output": tensors.make("output", tuple(output.shape), case.dtype, "contiguous", output)}
-    problems += attention.run_op(case, "backward", {**read, **wanted}, statistics)
+    problems += attention.run_op(case, "backward", {**read, **wanted}, statistics, attention.unchanged)
     assert not problems
     return {"output": written.tensor, **{name: made.tensor for name, made in wanted.items()}}
 
