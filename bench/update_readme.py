@@ -141,13 +141,17 @@ STARTUP = {
 }
 
 
+def milliseconds(time: float) -> str:
+    return f"{time:,.0f} ms" if time >= 100 else f"{time:.3g} ms"
+
+
 def startup_table(rows: list[Row], device: str) -> str:
     """A column for each op and shape."""
     head = [
         f"{row['op']}, {row['dtype']}, B {row['batch']}, H {row['heads']}, S {row['seqlen']}, d {row['head_dim']}"
         for row in rows
     ]
-    lines = [[text, *(f"{float(row[name]):,.1f} ms" for row in rows)] for name, text in STARTUP.items()]
+    lines = [[text, *(milliseconds(float(row[name])) for row in rows)] for name, text in STARTUP.items()]
     return f"{made(rows)}\n\n{markdown(['', *head], lines)}"
 
 
