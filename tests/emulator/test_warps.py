@@ -49,6 +49,36 @@ def test_phases_of_mbarriers(seed: int) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
+def test_wait_that_gives_up() -> None:
+    """By luck, barrier_try says no before the phase has ended; never when it has."""
+    text = """
+extern "C" __global__ void kernel(int *out_x) {
+  __shared__ __align__(8) u64 barrier[1];
+  u32 at = shared_address(barrier);
+  if (threadIdx.x == 0)
+    barrier_init(at, 1);
+  __syncthreads();
+  if (threadIdx.x == 40)
+    barrier_arrive(at);
+  int no = 0;
+  if (threadIdx.x == 0)
+    while (!barrier_try(at, 0))
+      no++;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    out_x[0] = no;
+    out_x[1] = barrier_try(at, 0);
+  }
+}"""
+    failed = set()
+    for seed in range(24):
+        out = np.zeros(2, np.int32)
+        run(text, out, block=64, widths=(), settings=Settings(seed))
+        assert out[1] == 1
+        failed.add(bool(out[0]))
+    assert failed == {False, True}
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_lane_that_arrives_speaks_for_itself(seed: int) -> None:
     """Without __syncwarp, what the other lanes have read is not known to those who wait, even if they were earlier."""

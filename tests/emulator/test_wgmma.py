@@ -135,22 +135,22 @@ REGISTERS = """
 extern "C" __global__ void __launch_bounds__(128)
 kernel(const u32 *in_a, const u32 *in_b, const float *in_c, float *out_c, int accumulate) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  for (int i = threadIdx.x; i < 24 * 8; i += 128)
+  for (int i = threadIdx.x; i < WIDTH * 8; i += 128)
     ((u32 *)shared)[i] = in_b[i];
   fence_async_shared();
   __syncthreads();
-  float c[12];
+  float c[WIDTH / 2];
   u32 a[4];
-  for (int i = 0; i < 12; i++)
-    c[i] = in_c[threadIdx.x * 12 + i];
+  for (int i = 0; i < WIDTH / 2; i++)
+    c[i] = in_c[threadIdx.x * (WIDTH / 2) + i];
   for (int i = 0; i < 4; i++)
     a[i] = in_a[threadIdx.x * 4 + i];
   wgmma_fence();
-  wgmma_m64n24k16<0>(c, a, matrix_descriptor(shared_address(shared), 128, 256, 0), accumulate);
+  wgmma_m64nWIDTHk16<0>(c, a, matrix_descriptor(shared_address(shared), 128, 256, 0), accumulate);
   wgmma_commit();
   wgmma_wait<0>();
-  for (int i = 0; i < 12; i++)
-    out_c[threadIdx.x * 12 + i] = c[i];
+  for (int i = 0; i < WIDTH / 2; i++)
+    out_c[threadIdx.x * (WIDTH / 2) + i] = c[i];
 }
 """
 
@@ -158,7 +158,8 @@ kernel(const u32 *in_a, const u32 *in_b, const float *in_c, float *out_c, int ac
 def multiply_registers(
     dtype: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, accumulate: int, settings: Settings
 ) -> np.ndarray:
-    """(bits of) A from registers, 64 x 16; of B, 24 x 16, K-major without a swizzle; the threads' results."""
+    """(bits of) A from registers, 64 x 16; of B, n x 16, K-major without a swizzle; the threads' results."""
+    width = len(b)
     threads = np.arange(128)
     group, t, warp = threads % 32 // 4, threads % 4, threads // 32
     rows, columns = (0, 8, 0, 8), (0, 0, 8, 8)  # of the pair in each register
@@ -167,10 +168,11 @@ def multiply_registers(
         | a[16 * warp + group + r, 2 * t + k + 1].astype(np.uint32) << 16
         for r, k in zip(rows, columns, strict=True)
     ]
-    out = np.zeros((128, 12), np.float32)
+    out = np.zeros((128, width // 2), np.float32)
     run(
-        REGISTERS, np.ascontiguousarray(np.stack(pairs, 1)), place_k_major(b, 0, 128, 256, 768).view(np.uint32),
-        fragments(c), out, accumulate, block=128, shared=1024, dtype=dtype, widths=(24,), settings=settings,
+        REGISTERS.replace("WIDTH", str(width)), np.ascontiguousarray(np.stack(pairs, 1)),
+        place_k_major(b, 0, 128, 256, width * 32).view(np.uint32), fragments(c), out, accumulate,
+        block=128, shared=width * 32, dtype=dtype, widths=(width,), settings=settings,
     )  # fmt: skip
     return out
 
@@ -184,6 +186,15 @@ def test_a_from_registers(dtype: str, timing: str) -> None:
     for accumulate in (0, 1):
         out = multiply_registers(dtype, bits(a, dtype), bits(b, dtype), c, accumulate, Settings(2, timing))
         np.testing.assert_array_equal(out, fragments(accumulate * c + a @ b.T))
+
+
+@pytest.mark.parametrize("width", [8, 80, 256])
+def test_widths(width: int) -> None:
+    """The narrowest, the widest, and one that is no multiple of 16 times a power of two."""
+    rng = np.random.default_rng(width)
+    a, b, c = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((64, 16), (width, 16), (64, width)))
+    out = multiply_registers("fp16", bits(a, "fp16"), bits(b, "fp16"), c, 1, Settings(width))
+    np.testing.assert_array_equal(out, fragments(c + a @ b.T))
 
 
 @pytest.mark.parametrize("model", ["hopper", "double"])
