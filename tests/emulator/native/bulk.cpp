@@ -200,9 +200,12 @@ static void load(std::vector<Piece> pieces, u32 barrier, u32 mask, const char *w
   begin(std::move(copy));
 }
 
-static void check_box_address(u32 shared, const char *what, uintptr_t pc) {
+static void check_box(const TensorMap &map, u32 shared, int column, const char *what, uintptr_t pc) {
   if (shared % 128)
     fatal(pc, "%s: the shared address %#x is not aligned to 128 bytes", what, shared);
+  if (column * (long)map.stride[0] % CHUNK)
+    fatal(pc, "%s: the box begins at element %d of its first dimension, which is no multiple of 16 bytes", what,
+          column);
 }
 
 static void check_rows(u32 shared, const void *global, u32 bytes, const char *what, uintptr_t pc) {
@@ -217,7 +220,7 @@ static void check_rows(u32 shared, const void *global, u32 bytes, const char *wh
 extern "C" void emu_tensor_load(u32 shared, const void *map, u32 barrier, u32 mask, u32 rank, const int *coordinates) {
   const char *what = mask ? "tensor_load_multicast" : "tensor_load";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
-  check_box_address(shared, what, EMU_PC);
+  check_box(m, shared, coordinates[0], what, EMU_PC);
   load(box_pieces(m, shared, coordinates, false), barrier, mask ? mask : 1u << machine.now->warp->block->rank, what,
        EMU_PC);
 }
@@ -263,7 +266,7 @@ static void store(std::vector<Piece> pieces, Kind kind, int type, const char *wh
 extern "C" void emu_tensor_store(const void *map, u32 shared, int add, u32 rank, const int *coordinates) {
   const char *what = add ? "tensor_reduce_add" : "tensor_store";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
-  check_box_address(shared, what, EMU_PC);
+  check_box(m, shared, coordinates[0], what, EMU_PC);
   store(box_pieces(m, shared, coordinates, true), add ? ADD : STORE, m.type, what, EMU_PC);
 }
 
