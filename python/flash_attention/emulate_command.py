@@ -33,6 +33,7 @@ examples:
   python -m flash_attention emulate --dtype bf16 --head-dim 64 --causal --seqlen-q 130
   python -m flash_attention emulate --op backward --deterministic --causal --seqlen-q 200 --heads-q 4 --heads-kv 2
   python -m flash_attention emulate --dtype fp32 --config all          # every config that the tuner may choose
+  python -m flash_attention emulate --dtype bf16 --target cuda:sm_90a  # the kernels of Hopper
   python -m flash_attention emulate --op backward --sweep --keep-going # many sizes, layouts and heads: minutes
   python -m flash_attention emulate --mutations                        # break kernels on purpose; say what finds each
   python -m flash_attention emulate --mutations mask                   # those that have `mask` in their name"""
