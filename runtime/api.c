@@ -73,8 +73,11 @@ fa_status fa_plan_text(const fa_problem *problem, const char *config, const fa_s
   fa_append(*text, SIZE, "num_splits %d\nworkspace_bytes %zu\nscratch_bytes %zu\n", plan.num_splits,
             plan.workspace_bytes, plan.scratch_bytes);
   for (int i = 0; i < plan.num_phases; i++)
-    fa_append(*text, SIZE, "phase %s %d %zu %" PRId64 "\n", kernel.phase[i].entry, kernel.phase[i].block_size,
-              kernel.phase[i].shared_bytes, plan.grid[i]);
+    fa_append(*text, SIZE, "phase %s %d %zu %" PRId64 " %d\n", kernel.phase[i].entry, kernel.phase[i].block_size,
+              kernel.phase[i].shared_bytes, plan.grid[i], kernel.phase[i].persistent);
+  static const char *const mapped[] = {[FA_MAP_QUERY] = "query", [FA_MAP_KEY] = "key", [FA_MAP_VALUE] = "value"};
+  for (int i = 0; i < kernel.num_maps; i++)
+    fa_append(*text, SIZE, "map %s %d %d\n", mapped[kernel.map[i].tensor], kernel.map[i].cols, kernel.map[i].rows);
   return FA_OK;
 }
 

@@ -17,6 +17,7 @@ import torch
 
 from flash_attention import _native
 from gpu import driver, layouts, recorded
+from gpu.launch import expand
 from gpu.matmul import Call, Matmul
 
 RESULTS = ("store", "add", "add_fragments")
@@ -88,6 +89,9 @@ def test_recorded_kernels_compile(dtype: str) -> None:
     """A recording is a run on a machine that is not at hand: it must not end at a typing error."""
     for n in (8, 80, 256):
         assert_clean(_native.compile_source("cuda:sm_90a", recorded.wgmma_source(n, dtype)), (n, dtype))
+    head = expand("cuda/ptx.h", "cuda/hopper.h", op="forward", dtype_16=dtype)
+    for text in (recorded.MMA, recorded.FUNCTIONS, recorded.BOX):
+        assert_clean(_native.compile_source("cuda:sm_90a", head + text), text[:80])
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda layout: layout.name)

@@ -2,7 +2,8 @@
 //%# `coordinates` are the parameters that say where the box begins, `places` their operands in the assembly.
 
 /* A box of a tensor of ${rank} dimensions that begins at these coordinates, the first being of the dimension whose
- * elements are neighbours. What lies outside of the tensor is read as 0 and counts as bytes. By one thread. */
+ * elements are neighbours: along that one, at a multiple of 16 bytes, or the GPU stops with an "illegal instruction". What
+ * lies outside of the tensor is read as 0 and counts as bytes. By one thread. */
 static __device__ __forceinline__ void tensor_load(u32 shared, const tensor_map *map, u32 barrier, ${coordinates})
 {
   asm volatile("cp.async.bulk.tensor.${rank}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"

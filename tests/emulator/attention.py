@@ -12,6 +12,7 @@ from torch import Tensor
 
 from emulator import data, tensors
 from emulator.machine import EmulatorError, Kernel, Memory, Session, Settings, lonely
+from emulator.tensor_map import TensorMap, encode
 from emulator.tensors import FaTensor, Strided
 from flash_attention import _native
 
@@ -60,6 +61,7 @@ class Case:
     layout: str = "contiguous"
     target: str = "cuda:sm_80"
     config: str = ""
+    processors: int = 2  # blocks of threads of a persistent kernel
     without: tuple[str, ...] = ()  # gradients (or "lse") that are not wanted
     data: str = "normal"  # one of data.DATA
     data_seed: int = 1
@@ -82,6 +84,7 @@ class Plan:
     num_splits: int
     workspace_bytes: int
     phases: tuple[tuple[str, int, int, int], ...]  # entry, block size, shared bytes, grid
+    maps: tuple[tuple[str, int, int], ...] = ()  # tensor, columns, rows of a box: what is read by TMA
 
 
 def plan(case: Case, op: str) -> Plan:
@@ -90,9 +93,14 @@ def plan(case: Case, op: str) -> Plan:
     arguments = [ctypes.byref(problem(case, op)), config(case, op), ctypes.byref(shape), ctypes.byref(text)]
     _native.call("fa_plan_text", *arguments)
     words = [line.split() for line in _native.take_text(text).splitlines()]
-    numbers = {w[0]: int(w[1]) for w in words if w[0] != "phase"}
-    phases = tuple((w[1], int(w[2]), int(w[3]), int(w[4])) for w in words if w[0] == "phase")
-    return Plan(numbers["num_splits"], numbers["workspace_bytes"], phases)
+    numbers = {w[0]: int(w[1]) for w in words if w[0] not in ("phase", "map")}
+    phases = tuple(
+        (w[1], int(w[2]), int(w[3]), min(int(w[4]), case.processors) if w[5] == "1" else int(w[4]))
+        for w in words
+        if w[0] == "phase"
+    )
+    maps = tuple((w[1], int(w[2]), int(w[3])) for w in words if w[0] == "map")
+    return Plan(numbers["num_splits"], numbers["workspace_bytes"], phases, maps)
 
 
 def problem(case: Case, op: str) -> _native.Problem:
@@ -114,6 +122,28 @@ def unchanged(op: str, text: str) -> str:
     return text
 
 
+def _is_mapped(tensor: FaTensor, sizes: tuple[int, ...]) -> bool:
+    """Can a tensor map describe it? As runtime/cuda_maps.c has it."""
+    strides = (tensor.stride_batch, tensor.stride_head, tensor.stride_row)
+    fits = all(n <= 1 or (0 < 2 * s < 2**40 and s % 8 == 0) for n, s in zip(sizes[:3], strides, strict=True))
+    return tensor.data % 16 == 0 and tensor.stride_col == 1 and fits
+
+
+def fitted(case: Case, inputs: dict[str, Strided], shapes: dict[str, tuple[int, ...]]) -> Case:
+    """The case for the target whose kernels take such tensors, as the runtime chooses it."""
+    mapped = all(_is_mapped(tensor.struct(), shapes[name]) for name, tensor in inputs.items())
+    return case if mapped else replace(case, target=case.target.rstrip("a"))
+
+
+def tensor_map_of(case: Case, name: str, tensor: FaTensor, cols: int, rows: int) -> TensorMap:
+    """What the runtime encodes for a launch (runtime/cuda_maps.c): boxes of 64 columns, swizzled."""
+    seqlen, heads = (case.seqlen_q, case.heads_q) if name == "query" else (case.seqlen_k, case.heads_kv)
+    sizes = (cols, seqlen, heads, case.batch)
+    strides = (tensor.stride_row, tensor.stride_head, tensor.stride_batch)
+    in_bytes = [16 if size <= 1 else 2 * stride for size, stride in zip(sizes[1:], strides, strict=True)]
+    return encode(tensor.data, case.dtype, sizes, in_bytes, (64, rows, 1, 1), 128)
+
+
 def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None, change: Change) -> list[str]:
     """Run the phases of one op; returns what it left unwritten."""
     p = plan(case, op)
@@ -128,9 +158,10 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None, 
         num_splits=p.num_splits,
         **{name: getattr(case, name) for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k")},
     )
+    arguments = [params, *(tensor_map_of(case, name, memory[name].struct(), *box) for name, *box in p.maps)]
     for entry, block, shared, grid in p.phases:
         if grid:
-            session.launch(kernel, entry, grid, block, shared, [params], case.settings)
+            session.launch(kernel, entry, grid, block, shared, arguments, case.settings)
     results = [n for n, s in memory.items() if s.memory[0].writable] + (["lse"] if lse and lse.writable else [])
     return [f"{name}: {session.unwritten(name)} bytes are not written" for name in results if session.unwritten(name)]
 
@@ -145,7 +176,8 @@ def emulate(case: Case, change: Change = unchanged) -> dict[str, Tensor]:
     lse = None
     if case.op == "backward" or "lse" not in case.without:
         lse = Memory("lse", lonely(case.batch * case.heads_q * case.seqlen_q * 8), True)
-    problems = run_op(case, "forward", {**inputs, "output": output}, lse, change)
+    of_forward = fitted(case, inputs, shapes)
+    problems = run_op(of_forward, "forward", {**inputs, "output": output}, lse, change)
     results = {"output": output.tensor}
     if lse and case.seqlen_k:
         statistics = torch.from_numpy(lse.array).view(torch.float32).view(case.batch, case.heads_q, case.seqlen_q, 2)

@@ -18,6 +18,8 @@ from emulator import build
 TIMINGS = {"early": 0, "late": 1, "random": 2}
 MODELS = {"hopper": 0, "ampere": 1, "double": 2}
 MARGIN = 16384  # bytes
+MOST_SHARED = 227 * 1024  # of a block, on the GPUs that have most
+MOST_BLOCKS = 16  # of a cluster
 TYPES = {"fp16": 0, "bf16": 1}
 
 
@@ -96,6 +98,10 @@ class Memory:
             raise ValueError(f"{self.name}: {self._state.size} states for {cells} cells")
 
 
+# Of the emulator, not of a kernel; kernel.cpp has what stands in front of the first template.
+UNSEEN_FILES = ("cuda.h:", "instructions.h:", "hopper_instructions.h:", "emulator entries:", "kernel.cpp:")
+
+
 @lru_cache(maxsize=4096)
 def _source_line(module: str, offset: str) -> str:
     command = ["addr2line", "-e", module, "-f", "-i", "-C", "-s", offset]
@@ -103,8 +109,8 @@ def _source_line(module: str, offset: str) -> str:
     frames = []
     for function, place in zip(lines[::2], lines[1::2], strict=False):
         where = re.sub(r" \(discriminator \d+\)", "", place)
-        if not where.startswith(("cuda.h:", "instructions.h:", "hopper_instructions.h:", "emulator entries:")):
-            frames.append(f"{where} ({function.split('(')[0]})")
+        if not where.startswith(UNSEEN_FILES):
+            frames.append(f"{where} ({function.split('(')[0].removeprefix('void ')})")
     return " < ".join(frames) or offset
 
 
@@ -168,8 +174,9 @@ class Session:
         cluster: int | Sequence[int] = 1,
     ) -> None:
         lib, module = library(), kernel.module
-        if any(g % c for g, c in zip(_three(grid), _three(cluster), strict=True)):
-            raise ValueError(f"{entry}: a grid of {grid} is no whole number of clusters of {cluster}")
+        parts = zip(_three(grid), _three(cluster), strict=True)
+        if math.prod(_three(cluster)) > MOST_BLOCKS or any(g % c for g, c in parts):
+            raise ValueError(f"{entry}: a grid of {grid} does not consist of clusters of {cluster}")
         launch = _Launch(
             (ctypes.c_uint * 3)(*_three(grid)),
             (ctypes.c_uint * 3)(*_three(block)),
@@ -187,6 +194,9 @@ class Session:
         )
         static = (ctypes.c_void_p * 2)()
         module.emu_static_range(static)
+        shared = shared_bytes + (static[1] or 0) - (static[0] or 0)
+        if shared > MOST_SHARED:
+            raise EmulatorError(f"{entry}: {shared} bytes of shared memory; a block can have {MOST_SHARED}")
         pointers = (ctypes.c_void_p * max(len(arguments), 1))(*(ctypes.addressof(a) for a in arguments))
         lib.emu_reset_findings()
         function = ctypes.cast(getattr(module, f"emu_entry_{entry}"), ctypes.c_void_p)

@@ -14,6 +14,10 @@ from typing import Protocol
 Change = Callable[[str, str], str]  # (name of the kernel, source) -> source
 
 
+class OutOfDateError(ValueError):
+    """The template has no such text any more."""
+
+
 class Trial(Protocol):
     """A call that is right with the kernel as it is; it can be pickled and compared."""
 
@@ -44,7 +48,7 @@ class Mutation:
         if len(parts) != self.times + 1:
             where = f" in {self.within}" if self.within else ""
             found = f"{len(parts) - 1} times{where}, not {self.times}"
-            raise ValueError(f"mutation {self.name!r} is out of date: {self.old!r} stands {found}")
+            raise OutOfDateError(f"mutation {self.name!r} is out of date: {self.old!r} stands {found}")
         changed = parts[0]
         for number, part in enumerate(parts[1:], 1):
             changed += (self.new if self.only in (0, number) else self.old) + part
@@ -55,5 +59,5 @@ def _function(source: str, name: str) -> tuple[int, int]:
     """Where the body of a function is. Only its end is a brace that begins a line."""
     bodies = list(re.finditer(rf"\b{re.escape(name)}\([^;{{}}]*\)\n(?:#line.*\n|\n)*\{{\n", source))
     if len(bodies) != 1:
-        raise ValueError(f"a kernel has {len(bodies)} functions {name}; mutations want one")
+        raise OutOfDateError(f"a kernel has {len(bodies)} functions {name}; mutations want one")
     return bodies[0].end(), source.index("\n}", bodies[0].end())

@@ -7,21 +7,34 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from emulator import mutations_backward, mutations_forward, pool
+from emulator import mutations_backward, mutations_forward, mutations_matmul, pool
 from emulator.machine import EmulatorError
-from emulator.mutation import Mutation, Trial
+from emulator.mutation import Mutation, OutOfDateError, Trial
 
 # What a finding says -> what the table calls it. The first that fits.
 CHECKS = (
     ("deadlock", "deadlock"),
-    ("race: ", "race"),
     ("copy is under way", "copy not waited for"),
-    ("under way", "still under way"),
+    ("which a bulk copy writes", "copy not waited for"),
+    ("of a wgmma under way", "wgmma not waited for"),
+    ("under way when", "still under way"),
+    ("asynchronous operation of", "still under way"),
+    ("when its thread ends", "still under way"),
+    ("when its block ends", "still under way"),
+    ("no fence_async_shared", "proxy fence"),
+    ("wgmma_fence", "wgmma fence"),
+    ("arrivals in phase", "mbarrier"),
+    ("race: ", "race"),
     ("out of bounds", "out of bounds"),
+    ("between the elements of", "out of bounds"),
     ("no memory of this kernel", "out of bounds"),
     ("nobody has written", "not written"),
     ("not aligned", "misaligned"),
     ("off a multiple of", "misaligned"),
+    ("mbarrier", "mbarrier"),
+    ("barrier ", "named barrier"),
+    ("registers_", "setmaxnreg"),
+    ("setmaxnreg", "setmaxnreg"),
     ("null pointer", "null pointer"),
     ("crashes at", "crash"),
     ("endless loop", "endless loop"),
@@ -45,8 +58,8 @@ def check_of(error: str) -> str:
 class Verdict:
     """What came of a mutation."""
 
-    check: str  # "": it survived
-    finding: str  # the whole text
+    check: str  # "": it survived, or is out of date
+    finding: str  # the whole text; of one that is out of date, what is not there
     seconds: float
 
     @property
@@ -68,6 +81,8 @@ def try_mutation(mutation: Mutation) -> Verdict:
     except EmulatorError as error:
         text = str(error)
         return Verdict(check_of(text), text, time.perf_counter() - start)
+    except OutOfDateError as error:
+        return Verdict("", str(error), time.perf_counter() - start)
     return Verdict("", "", time.perf_counter() - start)
 
 
@@ -97,7 +112,7 @@ def verdicts(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Verdict]
 
 
 def all_mutations() -> list[Mutation]:
-    return [*mutations_forward.MUTATIONS, *mutations_backward.MUTATIONS]
+    return [*mutations_forward.MUTATIONS, *mutations_backward.MUTATIONS, *mutations_matmul.MUTATIONS]
 
 
 def print_table(mutations: Sequence[Mutation]) -> bool:
@@ -109,16 +124,18 @@ def print_table(mutations: Sequence[Mutation]) -> bool:
     for text in wrong:
         print(f"WRONG without any mutation: {text}")
     width, kernels = (max(len(getattr(m, name)) for m in mutations) for name in ("name", "kernel"))
-    print(f"{'':9}{'mutation':{width}}  {'kernel':{kernels}}  {'caught by':19}  {'s':>5}  {'at':22}  call")
+    print(f"{'':9}{'mutation':{width}}  {'kernel':{kernels}}  {'caught by':20}  {'s':>5}  {'at':22}  call")
     survived = 0
     for number, (mutation, verdict) in enumerate(verdicts(mutations), 1):
         survived += not verdict.check
-        by = verdict.check or "NOTHING"
+        by = verdict.check or ("OUT OF DATE" if verdict.finding else "NOTHING")
         print(
-            f"{f'{number}/{len(mutations)}':9}{mutation.name:{width}}  {mutation.kernel:{kernels}}  {by:19}  "
+            f"{f'{number}/{len(mutations)}':9}{mutation.name:{width}}  {mutation.kernel:{kernels}}  {by:20}  "
             f"{verdict.seconds:5.1f}  {verdict.place:22}  {mutation.trial.describe()}",
             flush=True,
         )
+        if not verdict.check and verdict.finding:
+            print(f"{'':9}{verdict.finding}")
     caught = len(mutations) - survived
     print(f"{caught} of {len(mutations)} mutations are caught; {time.perf_counter() - start:.0f} s")
     return not survived and not wrong

@@ -30,10 +30,8 @@ def ptx(dtype: str = "fp16") -> str:
 @cache
 def hopper(dtype: str = "fp16", widths: tuple[int, ...] = ()) -> str:
     """templates/cuda/ptx.h and hopper.h, and wgmma.h for each width."""
-    constants = {"dtype_16": dtype, "op": "forward"}
-    names = ["cuda/ptx.h", "cuda/hopper.h"]
-    texts = [_native.expand(name, constants) for name in names]
-    texts += [_native.expand("cuda/wgmma.h", {**constants, "wgmma_n": n}) for n in widths]
+    texts = [_native.expand("cuda/ptx.h", {"dtype_16": dtype, "op": "forward"}), _native.expand("cuda/hopper.h", {})]
+    texts += [_native.expand("cuda/wgmma.h", {"dtype_16": dtype, "wgmma_n": n}) for n in widths]
     return "\n".join(texts)
 
 

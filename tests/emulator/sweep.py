@@ -34,11 +34,11 @@ TIMINGS = ("late", "random", "early")
 def settings_of(seed: int) -> Settings:
     """Seeds differ in timing, in how many blocks run at once and in which order they begin.
 
-    They begin in any order only where all run at once (here never more than 32): a block that waits for its turn
+    They begin in any order only where all run at once (here never more than 16): a block that waits for its turn
     trusts that those before it begin first.
     """
     shuffle = seed % 2 == 1
-    resident = 32 if shuffle else (4, 8, 1)[seed % 3]
+    resident = 16 if shuffle else (4, 8, 1)[seed % 3]
     return Settings(seed, TIMINGS[seed % 3], exp2_error=2, resident=resident, shuffle=shuffle)
 
 

@@ -139,6 +139,27 @@ def test_place_of_a_finding() -> None:
     assert re.search(r"read by warp \d at small\.cu:\d+ \(kernel\)", str(error.value))
 
 
+def test_place_in_a_function_of_its_own() -> None:
+    """A template that is not inlined: its line, its file and its name as it is written."""
+    text = """
+template <int N> static __device__ __noinline__ void fill(float *x) {
+  for (int i = 0; i < N; i++)
+    x[i] = i;
+}
+#line 70 "other.h"
+template <int N> static __device__ __noinline__ void fill_more(float *x) {
+  fill<N>(x);
+  x[N] = 0;
+}
+extern "C" __global__ void kernel(float *out_x) { fill_more<32>(out_x); }"""
+    with pytest.raises(EmulatorError) as error:
+        run(text, np.zeros(32, np.float32), block=1)
+    assert re.search(r"^other\.h:72 \(fill_more<32>\)", str(error.value), re.MULTILINE)
+    with pytest.raises(EmulatorError) as error:
+        run(text.replace("fill<N>", "fill<N + 1>"), np.zeros(32, np.float32), block=1)
+    assert re.search(r"^small\.cu:3 \(fill<33>\)", str(error.value), re.MULTILINE)
+
+
 TURNS = """
 extern "C" __global__ void kernel(int *inout_flag, float *inout_sum, int blocks) {
   int turn = blocks - 1 - blockIdx.x;

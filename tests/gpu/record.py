@@ -12,6 +12,7 @@ With --emulate the emulator stands in for the GPU, which shows that everything h
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -72,7 +73,6 @@ def record_attention(name: str) -> dict[str, np.ndarray]:
 
 
 def files(run: Run, is_hopper: bool, with_attention: bool) -> Files:
-    """In this order, as after a fault of the GPU nothing else runs."""
     kinds: Files = {f"mma_{dtype}": lambda d=dtype: record_mma(run, d) for dtype in DTYPES}  # type: ignore[misc]
     kinds["functions"] = lambda: record_functions(run)
     for name in attention.CASES if with_attention else ():
@@ -80,9 +80,17 @@ def files(run: Run, is_hopper: bool, with_attention: bool) -> Files:
     for dtype in DTYPES:
         for n in WIDTHS if is_hopper else ():
             kinds[f"wgmma_{dtype}_n{n}"] = lambda d=dtype, n=n: record_wgmma(run, d, n)  # type: ignore[misc]
-    if is_hopper:
-        kinds["boxes"] = lambda: recorded.copy_boxes(run)
+    for what in recorded.COPIES if is_hopper else ():
+        kinds[f"boxes_{what}"] = lambda what=what: recorded.copy_boxes(run, what)  # type: ignore[misc]
     return kinds
+
+
+def record_alone(folder: Path, name: str) -> None:
+    """In a process of its own: what TMA does not take is a fault, after which a process can do nothing more."""
+    command = [sys.executable, __file__, str(folder), "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{done.stdout[-400:]} {done.stderr[-400:]}")
 
 
 def compiler() -> str:
@@ -114,7 +122,10 @@ def main() -> None:
             continue
         start, path = time.monotonic(), folder / f"{name}.npz"
         try:
-            np.savez_compressed(path, about=np.array(about), **record())
+            if name.startswith("boxes") and arguments.only != name and not arguments.emulate:
+                record_alone(arguments.folder, name)
+            else:
+                np.savez_compressed(path, about=np.array(about), **record())
         except RuntimeError as error:  # the others are worth having
             failed.append(name)
             print(f"{name}: {error}", flush=True)

@@ -285,17 +285,18 @@ COPIES = ("load", "store", "add")
 BOX_ROWS, TENSOR_ROWS, SHARED_BYTES = 8, 11, 2048
 
 
-def boxes() -> list[Box]:
-    """Inside, over each end, outside, from columns that are no multiple of 16 bytes, tiles at any multiple of 128."""
+def boxes(what: str) -> list[Box]:
+    """Inside, over each end, outside; tiles at any multiple of 128. TMA takes columns at multiples of 16 bytes only."""
+    places = [(0, 0, 0), (-16, -2, 128), (128, 7, 256), (96, 0, 0), (144, 2, 384), (16, 4, 1024), (160, 0, 0)]
     result = []
-    for what, dtype, swizzle in itertools.product(COPIES, ("bf16", "fp32"), layouts.SWIZZLES):
-        places = [(0, 0, 0), (-3, -2, 128), (33, 7, 256), (29, 0, 0), (36, 2, 384), (1, 4, 1024), (80, 0, 0)]
-        result += [Box(what, dtype, swizzle, *place) for place in places]
+    for dtype, swizzle in itertools.product(("bf16", "fp32"), layouts.SWIZZLES):
+        size = ELEMENT_BYTES[dtype]
+        result += [Box(what, dtype, swizzle, start // size, row, offset) for start, row, offset in places]
     return result
 
 
 def copy_box(run: Run, box: Box) -> np.ndarray:
-    """Bytes of shared memory after a load, or of the tensor after a store; the tensor's rows are 24 bytes apart."""
+    """Bytes of shared memory after a load, or of the tensor after a store; its rows of 148 bytes begin every 176."""
     rng = np.random.default_rng(11)
     size = ELEMENT_BYTES[box.dtype]
     kind = {2: np.uint16, 4: np.float32}[size]
@@ -317,7 +318,12 @@ def copy_box(run: Run, box: Box) -> np.ndarray:
     return written.values.reshape(-1).view(np.uint8)
 
 
-def copy_boxes(run: Run) -> dict[str, np.ndarray]:
-    """loads, stores, adds: the bytes for each of boxes() of that kind."""
-    results = {f"{what}s": [copy_box(run, box) for box in boxes() if box.what == what] for what in COPIES}
-    return {name: np.stack(bytes_) for name, bytes_ in results.items()}
+def copy_boxes(run: Run, what: str) -> dict[str, np.ndarray]:
+    """results: the bytes for each of boxes()."""
+    results = []
+    for box in boxes(what):
+        try:
+            results.append(copy_box(run, box))
+        except RuntimeError as error:
+            raise RuntimeError(f"{box.name}: {error}") from error
+    return {"results": np.stack(results)}

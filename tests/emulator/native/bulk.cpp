@@ -42,6 +42,11 @@ static unsigned char *data_at(Block &block, const Piece &piece, uintptr_t pc) {
   return shared_data(shared_place(block, piece.address, CHUNK, "a copy", pc));
 }
 
+static Mbarrier &barrier_of(const BulkCopy &copy, size_t target) {
+  std::vector<Mbarrier> &all = copy.targets[target]->mbarrier;
+  return *std::find_if(all.begin(), all.end(), [&](const Mbarrier &b) { return b.address == copy.barrier; });
+}
+
 static void bring(BulkCopy &copy, size_t count) {
   for (size_t t = 0; t < copy.targets.size(); t++) {
     Block &target = *copy.targets[t];
@@ -51,8 +56,7 @@ static void bring(BulkCopy &copy, size_t count) {
       memset(to, 0, CHUNK); /* what lies outside of the tensor */
       memcpy(to + piece.begin, piece.global + piece.begin, piece.end - piece.begin);
     }
-    Mbarrier &barrier = *std::find_if(target.mbarrier.begin(), target.mbarrier.end(),
-                                      [&](const Mbarrier &b) { return b.address == copy.barrier; });
+    Mbarrier &barrier = barrier_of(copy, t);
     if (barrier.phase != copy.phases[t])
       finding(copy.pc,
               "bytes come in phase %u of the mbarrier at %s; their copy was begun in phase %u, which has not "
@@ -102,10 +106,18 @@ static void write(BulkCopy &copy, size_t count) {
 
 static bool is_done(const BulkCopy &copy) { return copy.written == copy.pieces.size(); }
 
+/* Any number of pieces; for a load often as many as its barrier expects, in case that these are not all. */
+static size_t some_pieces(const BulkCopy &copy, size_t left) {
+  long expected = copy.kind == LOAD ? barrier_of(copy, 0).bytes / CHUNK : 0;
+  if (expected > 0 && (size_t)expected < left && random_below(2))
+    return (size_t)expected;
+  return 1 + random_below((u32)left);
+}
+
 /* Some pieces, or all of what can be done next. */
 static void go_on(BulkCopy &copy, bool all) {
   size_t done = copy.kind != LOAD && copy.read < copy.pieces.size() ? copy.read : copy.written;
-  size_t left = copy.pieces.size() - done, count = all ? left : 1 + random_below((u32)left);
+  size_t left = copy.pieces.size() - done, count = all ? left : some_pieces(copy, left);
   if (copy.kind == LOAD)
     bring(copy, count);
   else if (copy.read < copy.pieces.size())
@@ -188,9 +200,12 @@ static void load(std::vector<Piece> pieces, u32 barrier, u32 mask, const char *w
   begin(std::move(copy));
 }
 
-static void check_box_address(u32 shared, const char *what, uintptr_t pc) {
+static void check_box(const TensorMap &map, u32 shared, int column, const char *what, uintptr_t pc) {
   if (shared % 128)
     fatal(pc, "%s: the shared address %#x is not aligned to 128 bytes", what, shared);
+  if (column * (long)map.stride[0] % CHUNK)
+    fatal(pc, "%s: the box begins at element %d of its first dimension, which is no multiple of 16 bytes", what,
+          column);
 }
 
 static void check_rows(u32 shared, const void *global, u32 bytes, const char *what, uintptr_t pc) {
@@ -205,7 +220,7 @@ static void check_rows(u32 shared, const void *global, u32 bytes, const char *wh
 extern "C" void emu_tensor_load(u32 shared, const void *map, u32 barrier, u32 mask, u32 rank, const int *coordinates) {
   const char *what = mask ? "tensor_load_multicast" : "tensor_load";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
-  check_box_address(shared, what, EMU_PC);
+  check_box(m, shared, coordinates[0], what, EMU_PC);
   load(box_pieces(m, shared, coordinates, false), barrier, mask ? mask : 1u << machine.now->warp->block->rank, what,
        EMU_PC);
 }
@@ -251,7 +266,7 @@ static void store(std::vector<Piece> pieces, Kind kind, int type, const char *wh
 extern "C" void emu_tensor_store(const void *map, u32 shared, int add, u32 rank, const int *coordinates) {
   const char *what = add ? "tensor_reduce_add" : "tensor_store";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
-  check_box_address(shared, what, EMU_PC);
+  check_box(m, shared, coordinates[0], what, EMU_PC);
   store(box_pieces(m, shared, coordinates, true), add ? ADD : STORE, m.type, what, EMU_PC);
 }
 

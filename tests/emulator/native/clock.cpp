@@ -90,8 +90,9 @@ bool knows(u64 block, u32 agent, u32 clock, unsigned lane, bool collective) {
   const Warp &warp = *thread.warp;
   if (clock == NEVER)
     return false;
-  if (block == warp.block->index && agent == warp.index)
-    return clock <= warp.synchronised || (!collective && lane == thread.lane);
+  if (block == warp.block->index && agent == warp.index &&
+      (clock <= warp.synchronised || (!collective && lane == thread.lane)))
+    return true;
   if (warp.clock.of(block, agent).covers(clock, lane))
     return true;
   if (!collective)

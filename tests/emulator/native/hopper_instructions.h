@@ -130,17 +130,18 @@ template <int PENDING> static __forceinline__ void bulk_wait_read() { emu_bulk_w
 static __forceinline__ void fence_async_shared() { emu_fence_async_shared(); }
 #endif
 
-/* --- products: EMU_WGMMA(n) for each width that the kernel has ----------------------------------------------------- */
+/* --- products: EMU_WGMMA(n) for each width that the kernel has -----------------------------------------------------
+ */
 
 #define EMU_WGMMA(N)                                                                                                   \
   template <int TRANS_A, int TRANS_B>                                                                                  \
-  static __forceinline__ void wgmma_m64n##N##k16(float (&c)[N / 2], unsigned long long a, unsigned long long b,        \
+  static __forceinline__ void wgmma_m64n##N##k16(float(&c)[N / 2], unsigned long long a, unsigned long long b,         \
                                                  int accumulate) {                                                     \
     static_assert((TRANS_A | TRANS_B | 1) == 1, "0 or 1");                                                             \
     emu_wgmma(c, nullptr, a, b, accumulate != 0, N, TRANS_A, TRANS_B, EMU_TYPE);                                       \
   }                                                                                                                    \
   template <int TRANS_B>                                                                                               \
-  static __forceinline__ void wgmma_m64n##N##k16(float (&c)[N / 2], const unsigned (&a)[4], unsigned long long b,      \
+  static __forceinline__ void wgmma_m64n##N##k16(float(&c)[N / 2], const unsigned(&a)[4], unsigned long long b,        \
                                                  int accumulate) {                                                     \
     static_assert((TRANS_B | 1) == 1, "0 or 1");                                                                       \
     emu_wgmma(c, a, 0, b, accumulate != 0, N, 0, TRANS_B, EMU_TYPE);                                                   \

@@ -1,11 +1,12 @@
 /*
- * The emulated GPU: a grid of blocks of warps of threads, each thread a fiber. Every plain access of a kernel comes here
- * too, because kernels are compiled with the calls that -fsanitize=thread inserts.
+ * The emulated GPU: a grid of blocks of warps of threads, each thread a fiber. Every plain access of a kernel comes
+ * here too, because kernels are compiled with the calls that -fsanitize=thread inserts.
  *
- *     scheduler.cpp      runs blocks, lets lanes of a warp and threads of a block meet, finds deadlocks
+ *     scheduler.cpp      runs blocks, lets lanes of a warp meet, finds deadlocks
+ *     barrier.cpp        lets threads of a block meet
  *     clock.cpp          what is known to have happened
- *     memory.cpp         what each byte of shared and global memory is, and who touched it last: bounds,
- *                        initialisation, races by happens-before
+ *     memory.cpp         what an address is: bounds
+ *     shadow.cpp         who touched each byte last: initialisation, races by happens-before
  *     registers.cpp      registers: those that products use, and those that warpgroups hand on
  *     instructions.cpp   ldmatrix, stmatrix, mma, shuffles, atomics
  *     tensor_core.cpp    how tensor cores add; conversions of 16-bit types
@@ -70,9 +71,9 @@ struct Thread {
   const Mbarrier *awaits; /* or nullptr */
   u32 awaits_parity;
   std::vector<Copy> copies;
-  u64 group;                    /* the open group of copies */
-  u64 bulk_group;               /* the open group of bulk stores */
-  std::unique_ptr<Clock> known; /* what this lane has learned and its warp has not */
+  u64 group;                     /* the open group of copies */
+  u64 bulk_group;                /* the open group of bulk stores */
+  std::unique_ptr<Clock> known;  /* what this lane has learned and its warp has not */
   std::vector<u32> proxy_fences; /* when */
   u64 cluster_phase;
   u32 fences; /* of wgmma */
@@ -97,7 +98,7 @@ struct Accumulator {
 /* A warp's part of a wgmma: 16 rows. */
 struct Product {
   std::shared_ptr<Accumulator> c;
-  u64 a, b;          /* descriptors; */
+  u64 a, b;                     /* descriptors; */
   const u32 *a_registers[WARP]; /* or this */
   bool from_registers, trans_a, trans_b, accumulate, done;
   int type;
@@ -117,7 +118,7 @@ struct Warp {
   std::deque<Product> products;
   u64 product_group; /* the open group of products */
   u64 products_begun;
-  u32 registers; /* of a thread */
+  u32 registers;                    /* of a thread */
   std::vector<u32> register_counts; /* that setmaxnreg asked for */
 };
 
@@ -166,7 +167,7 @@ struct Block {
   Barrier barrier[16];
   std::vector<Mbarrier> mbarrier; /* the i-th is agent MAX_WARPS + i */
   std::vector<Asked> asked[MAX_WARPS / WARPGROUP];
-  long free_registers; /* times warps */
+  long free_registers;                      /* times warps */
   unsigned char *shared;                    /* dynamic shared memory */
   std::vector<unsigned char> static_shared; /* while another block of this machine runs */
 };
@@ -205,9 +206,9 @@ struct Machine {
   Block *loaded; /* whose static shared variables are in place */
   void *scheduler_sp;
   bool failed, yielded;
-  u64 spins;  /* reads of flags, and atomics, since something else happened */
-  u64 turns;  /* of threads, so far */
-  u32 timeouts; /* of waits with a time limit, since a barrier let someone pass */
+  u64 spins;         /* reads of flags, and atomics, since something else happened */
+  u64 turns;         /* of threads, so far */
+  u32 timeouts;      /* of waits with a time limit, since a barrier let someone pass */
   u64 products_open; /* that have not read their operands */
   bool watches_registers;
   u32 elected; /* the lane that elect.sync chooses */
@@ -224,8 +225,8 @@ void wake(Thread &thread);
 void yield();
 void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_t pc,
           void (*perform)(Warp &warp, u32 mask, void **arguments));
-void progress(); /* something happened that a spinning thread may wait for */
-void passed();   /* a barrier let someone pass */
+void progress();                  /* something happened that a spinning thread may wait for */
+void passed();                    /* a barrier let someone pass */
 bool has_ended(const Warp &warp); /* all its threads have */
 bool run_grid();
 

@@ -1,16 +1,16 @@
 /*
  * Descriptors of matrices, after the PTX ISA: bits 0-13 the address, 16-29 the leading and 32-45 the stride offset, all
- * without their lowest four bits; 49-51 the base offset; 62-63 the layout, 1 for a swizzle of 128 bytes, 2 for 64, 3 for
- * 32.
+ * without their lowest four bits; 49-51 the base offset; 62-63 the layout, 1 for a swizzle of 128 bytes, 2 for 64, 3
+ * for 32.
  *
  * A matrix is made of pieces of 8 rows. A row is as long as the swizzle (16 bytes without one) and 8 of them are dense.
  *     K-major: a row is a row of A (a column of B), its elements are those along k. The next 8 rows are `stride` on.
  *         Without a swizzle k 8 to 15 are `leading` on; with one they are in the same row and `leading` is not used.
  *     MN-major (transposed): a row is one k, its elements are along i. With a swizzle the next 8 k are `stride` on, and
  *         the elements along i that do not fit into a row `leading`. Without one it is the other way round.
- * The swizzle works on the bits of the address in the end, so that a matrix may begin inside of a row (a step along k) or
- * of a piece; where the piece itself does not begin on a multiple of 8 rows of 128 bytes, the base offset says by how
- * many rows it is off.
+ * The swizzle works on the bits of the address in the end, so that a matrix may begin inside of a row (a step along k)
+ * or of a piece; where the piece itself does not begin on a multiple of 8 rows of 128 bytes, the base offset says by
+ * how many rows it is off.
  */
 #include "matrix_descriptor.h"
 #include "tensor_map.h"

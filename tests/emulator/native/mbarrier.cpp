@@ -95,7 +95,7 @@ static void add_bytes(Mbarrier &barrier, long bytes, const char *what, uintptr_t
   barrier.bytes += bytes;
   if (barrier.bytes > MAX_BYTES || barrier.bytes < -MAX_BYTES)
     finding(pc, "%s: the mbarrier at %s expects %ld bytes; it counts to %d", what, barrier.name.c_str(), barrier.bytes,
-          MAX_BYTES);
+            MAX_BYTES);
 }
 
 static void arrive(Block &block, Mbarrier &barrier, const char *what, uintptr_t pc) {

@@ -57,9 +57,8 @@ static uint16_t element(const Warp &warp, u32 address, uintptr_t pc) {
 }
 
 static void mark_reads(const Warp &warp, const Product &product, ReadState state) {
-  for_each_chunk(warp, product, [&](u32 address) {
-    mark_read(chunk_place(warp, address, product.pc), 16, state, true, product.pc);
-  });
+  for_each_chunk(warp, product,
+                 [&](u32 address) { mark_read(chunk_place(warp, address, product.pc), 16, state, true, product.pc); });
 }
 
 /* --- computing --------------------------------------------------------------------------------------------------- */
@@ -229,8 +228,9 @@ static void begin(Warp &warp, u32 mask, void **arguments) {
     product.a_registers[l] = ((Request *)arguments[l])->a_registers;
     check_fenced(warp, product.a_registers[l], l, 16, "registers of A", first.pc);
   }
-  for_each_chunk(warp, product,
-                 [&](u32 address) { touch_shared(chunk_place(warp, address, product.pc), 16, PRODUCT_READ, product.pc); });
+  for_each_chunk(warp, product, [&](u32 address) {
+    touch_shared(chunk_place(warp, address, product.pc), 16, PRODUCT_READ, product.pc);
+  });
   mark_reads(warp, product, UNDER_WAY);
   warp.products.push_back(product);
   machine.products_open++;

@@ -1,0 +1,97 @@
+/* Barriers of a block: __syncthreads, bar.sync and bar.arrive; and elect.sync. */
+#include "machine.h"
+
+#include <cstdio>
+
+namespace emu {
+
+static void release_barrier(Block &block, Barrier &barrier) {
+  Clock joined = barrier.gathered;
+  for (u32 w = 0; w < block.num_warps; w++)
+    if (barrier.warps >> w & 1)
+      joined.join(release_warp(block.warp[w]));
+  for (u32 w = 0; w < block.num_warps; w++)
+    if (barrier.warps >> w & 1) {
+      block.warp[w].clock.join(joined);
+      synchronise(block.warp[w], block.warp[w].lanes);
+    }
+  for (Thread *thread : barrier.waiting)
+    wake(*thread);
+  barrier.waiting.clear();
+  barrier.gathered = Clock();
+  barrier.result_votes = barrier.votes;
+  barrier.result_arrived = (int)barrier.arrived;
+  barrier.arrived = barrier.warps = 0;
+  barrier.votes = 0;
+  passed();
+}
+
+static std::string barrier_state(const Barrier &barrier, int id) {
+  char text[80];
+  snprintf(text, sizeof text, " %d, where %u of %u threads are", id, barrier.arrived, barrier.wanted);
+  return text;
+}
+
+static Barrier &arrive_at_barrier(int id, u32 wanted, bool waits, uintptr_t pc) {
+  Thread &thread = *machine.now;
+  Block &block = *thread.warp->block;
+  Barrier &barrier = block.barrier[id];
+  if (barrier.arrived && barrier.wanted != wanted)
+    fatal(pc, "barrier %d: this thread expects %u threads, an earlier one %u", id, wanted, barrier.wanted);
+  barrier.wanted = wanted;
+  barrier.arrived++;
+  if (waits)
+    barrier.warps |= 1u << thread.warp->index;
+  else
+    barrier.gathered.join(release_lane(thread));
+  return barrier;
+}
+
+/* __syncthreads. Returns how many threads voted `yes`. */
+extern "C" int emu_barrier(int vote) {
+  Thread &thread = *machine.now;
+  Block &block = *thread.warp->block;
+  Barrier &barrier = arrive_at_barrier(0, block.num_threads, true, EMU_PC);
+  barrier.votes += vote != 0;
+  if (barrier.arrived == barrier.wanted) {
+    release_barrier(block, barrier);
+  } else {
+    barrier.waiting.push_back(&thread);
+    wait_here("__syncthreads", EMU_PC);
+  }
+  return barrier.result_votes;
+}
+
+static void nothing(Warp &, u32, void **) {}
+
+/* bar.sync and bar.arrive: by whole warps. */
+extern "C" void emu_named_barrier(int id, int threads, int waits) {
+  static const char kinds[2] = {};
+  Thread &thread = *machine.now;
+  Block &block = *thread.warp->block;
+  if (id < 0 || id > 15)
+    fatal(EMU_PC, "barrier %d does not exist: 0 to 15 do", id);
+  if (threads <= 0 || threads % WARP)
+    fatal(EMU_PC, "barrier %d: %d threads are no whole number of warps", id, threads);
+  if ((u32)threads > block.num_warps * WARP)
+    fatal(EMU_PC, "barrier %d: %d threads are more than the block has", id, threads);
+  meet("the other lanes of its warp at a named barrier", &kinds[waits], 0xffffffffu, nullptr, EMU_PC, nothing);
+  Barrier &barrier = arrive_at_barrier(id, (u32)threads, waits != 0, EMU_PC);
+  if (barrier.arrived == barrier.wanted) {
+    release_barrier(block, barrier);
+  } else if (waits) {
+    barrier.waiting.push_back(&thread);
+    wait_here("named barrier", EMU_PC, barrier_state(barrier, id));
+  }
+}
+
+/* elect.sync: always the same lane, and nobody knows which. */
+extern "C" int emu_elect() {
+  static const char kind = 0;
+  meet("elect", &kind, 0xffffffffu, nullptr, EMU_PC, nothing);
+  Warp &warp = *machine.now->warp;
+  u32 lane = warp.lanes >> machine.elected & 1 ? machine.elected : 0;
+  return machine.now->lane == lane;
+}
+
+} // namespace emu
