@@ -10,7 +10,7 @@ from pathlib import Path
 # What the options may be. The emulator has the same lists; a test holds them together.
 LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
-    *("padded", "huge", "expanded"),
+    *("even", "padded", "huge", "expanded"),
 )
 DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive")
 TIMINGS = ("late", "random", "early")
@@ -33,6 +33,7 @@ examples:
   python -m flash_attention emulate --dtype bf16 --head-dim 64 --causal --seqlen-q 130
   python -m flash_attention emulate --op backward --deterministic --causal --seqlen-q 200 --heads-q 4 --heads-kv 2
   python -m flash_attention emulate --dtype fp32 --config all          # every config that the tuner may choose
+  python -m flash_attention emulate --dtype bf16 --target cuda:sm_90a  # the kernels of Hopper
   python -m flash_attention emulate --op backward --sweep --keep-going # many sizes, layouts and heads: minutes
   python -m flash_attention emulate --mutations                        # break kernels on purpose; say what finds each
   python -m flash_attention emulate --mutations mask                   # those that have `mask` in their name"""
@@ -60,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exp2-error", type=int, default=2, metavar="N",
         help="units in the last place by which exp2_approx is off (default: %(default)s)")  # fmt: skip
     add("--resident", type=int, default=4, metavar="N", help="blocks that run at once (default: %(default)s)")
+    add("--processors", type=int, default=2, metavar="N",
+        help="blocks of a persistent kernel, one for each processor (default: %(default)s)")  # fmt: skip
     add("--shuffle", action="store_true", help="blocks begin in random order")
     add("--drain", action="store_true", help="copies that are under way when a thread ends are a finding")
     add = parser.add_argument_group("what to run, and to print").add_argument

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from emulator import mutations_backward, mutations_forward, mutations_matmul, pool
+from emulator import mutations_backward, mutations_forward, mutations_hopper, mutations_matmul, pool
 from emulator.machine import EmulatorError
 from emulator.mutation import Mutation, OutOfDateError, Trial
 
@@ -41,6 +41,7 @@ CHECKS = (
     ("bytes are not written", "hole in a result"),
     ("elements are wrong", "wrong result"),
     ("rows are wrong", "wrong result"),
+    ("what lies between", "wrong result"),
     ("other bits with another seed", "not repeatable"),
 )
 
@@ -86,6 +87,28 @@ def try_mutation(mutation: Mutation) -> Verdict:
     return Verdict("", "", time.perf_counter() - start)
 
 
+class _AppliedError(Exception):
+    """Raised where a kernel would be compiled."""
+
+
+def out_of_date(mutation: Mutation) -> str:
+    """What a mutation does not find in its kernel, "" if it finds it; the kernel is not run."""
+
+    def change(kernel: str, source: str) -> str:
+        if kernel != mutation.kernel:
+            return source
+        mutation.apply(source)
+        raise _AppliedError
+
+    try:
+        mutation.trial.run(change)
+    except _AppliedError:
+        return ""
+    except OutOfDateError as error:
+        return str(error)
+    return f"mutation {mutation.name!r}: its call runs no kernel {mutation.kernel}"
+
+
 def try_unchanged(trial: Trial) -> str:
     """What is wrong with the kernel as it is: then a mutation that is found proves nothing."""
     try:
@@ -112,7 +135,8 @@ def verdicts(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Verdict]
 
 
 def all_mutations() -> list[Mutation]:
-    return [*mutations_forward.MUTATIONS, *mutations_backward.MUTATIONS, *mutations_matmul.MUTATIONS]
+    lists = (mutations_forward, mutations_backward, mutations_hopper, mutations_matmul)
+    return [mutation for module in lists for mutation in module.MUTATIONS]
 
 
 def print_table(mutations: Sequence[Mutation]) -> bool:

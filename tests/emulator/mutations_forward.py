@@ -14,6 +14,8 @@ CAUSAL = call(head_dim=40, seqlen_q=130, heads_q=1, causal=True, config=SMALL_BL
 FULL = call(head_dim=40, seqlen_q=70, seqlen_k=141, heads_q=1, config=SMALL_BLOCKS)
 WIDE = call(head_dim=40, seqlen_q=130, heads_q=1, causal=True, config=WIDE_BLOCKS)
 LARGE = call(head_dim=40, seqlen_q=70, heads_q=1, causal=True, data="large", config=SMALL_BLOCKS)
+# After many blocks of keys the largest scores of few rows change.
+MANY_BLOCKS = call(head_dim=40, seqlen_q=64, seqlen_k=600, heads_q=1, config="block_m=64,block_n=16,num_warps=4")
 HUGE_SCORES = call(head_dim=40, seqlen_q=70, heads_q=1, data="integers", scale=1e12, config=SMALL_BLOCKS)
 NEGATIVE = call(head_dim=40, seqlen_q=70, heads_q=1, causal=True, data="large", scale=-0.1, config=SMALL_BLOCKS)
 GROUPED = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
@@ -22,6 +24,7 @@ TWO_DIMS = call(head_dim=40, head_dim_v=24, seqlen_q=70, seqlen_k=66, heads_q=1,
 HUGE = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="huge", config=SMALL_BLOCKS)
 HUGE_STEPS = call(head_dim=40, seqlen_q=3, layout="huge", config=SMALL_BLOCKS)  # 2^31 from a row to the next
 ODD_LAYOUT = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="odd", config=SMALL_BLOCKS)
+EVEN_LAYOUT = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="even", config=SMALL_BLOCKS)
 OFFSET = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="offset", config=SMALL_BLOCKS)
 NO_LSE = call(head_dim=40, seqlen_q=70, heads_q=1, without=("lse",), config=SMALL_BLOCKS)
 # Forward: fp32.
@@ -148,6 +151,8 @@ MUTATIONS = [
               "output[m][n][e] *= rows.rescale[m][e / 2];", ";"),
     _mutation("output rescaled by the other row's", FULL,
               "output[m][n][e] *= rows.rescale[m][e / 2];", "output[m][n][e] *= rows.rescale[m][e % 2];"),
+    _mutation("half of the rows have no vote on the rescale", MANY_BLOCKS,
+              "|| rows.rescale[m][0] != 1 || rows.rescale[m][1] != 1;", "|| rows.rescale[m][0] != 1;"),
     _mutation("sum not rescaled", FULL,
               "rows.sum[m][h] * rows.rescale[m][h] + sum", "rows.sum[m][h] + sum"),
     _mutation("rounding of large maxima not undone", HUGE_SCORES,
@@ -164,9 +169,13 @@ MUTATIONS = [
     _mutation("sum in lse not rescaled", FULL,
               "lse[1] = rows.sum[m][h] *", "lse[1] = rows.sum[m][h] * rows.rescale[m][h] *"),
     _mutation("lse written where it is not wanted", NO_LSE,
-              "if (params.lse && lane % 4 == 0)", "if (lane % 4 == 0)"),
+              "if (present && params.lse && lane % 4 == 0)", "if (present && lane % 4 == 0)"),
     _mutation("a row behind the last is written", FULL,
-              "if (query >= (int)params.seqlen_q)", "if (query > (int)params.seqlen_q)"),
+              "bool present = query < (int)params.seqlen_q;", "bool present = query <= (int)params.seqlen_q;"),
+    _mutation("alignment of eight columns of a result not asked for", EVEN_LAYOUT,
+              "to.stride_col == 1 && together % 8 == 0", "to.stride_col == 1 && together % 2 == 0"),
+    _mutation("columns of lanes exchanged before they are stored", FULL,
+              "received = __shfl_xor_sync(0xffffffffu, upper ?", "received = __shfl_xor_sync(0xffffffffu, !upper ?"),
     _mutation("a column behind the last is written", ODD_DIM,
               "if (col + 1 < dim)", "if (col + 1 <= dim)"),
     _mutation("last column left out", ODD_DIM,

@@ -18,7 +18,7 @@ ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST = {"fp32": 2.0**-126, "fp16": 2.0**-24, "bf16": 2.0**-126}
 LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
-    *("padded", "huge", "expanded"),
+    *("even", "padded", "huge", "expanded"),
 )
 
 
@@ -66,6 +66,9 @@ def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[tuple[int, .
         return (h * s * d * 2, s * d * 2, d * 2, 2), 0
     if layout == "reversed":  # rows along the fastest dimension
         return (h * d * s, d * s, 1, s), 0
+    if layout == "even":  # two elements are aligned, eight are not
+        width = d + d % 2 + 2
+        return (h * s * width, s * width, width, 1), 0
     if layout == "padded":  # aligned to 16 bytes, with gaps
         width = (d + 7) // 8 * 8 + 8
         return (h * s * width, s * width, width, 1), 0

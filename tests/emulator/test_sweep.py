@@ -1,67 +1,88 @@
-"""The portable CUDA kernels are right in the emulator: every config that the tuner may choose, every feature of a call.
+"""The CUDA kernels are right in the emulator: every config that the tuner may choose, every feature of a call.
 
 What ran is printed. The cases are in sweep.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from emulator import command, sweep
 from emulator.attention import Case
 from emulator.data import DATA
+from emulator.sweep import Kind
 from emulator.tensors import LAYOUTS, TORCH
 from flash_attention import cli
 
-KINDS = [(op, dtype, det) for op, det in sweep.OPS for dtype in TORCH if not (det and dtype == "fp32")]
-NAMES = [f"{op}-{dtype}{'-deterministic' * det}" for op, dtype, det in KINDS]
+every_kind = pytest.mark.parametrize("kind", sweep.KINDS, ids=lambda kind: kind.name)
 
 
-@pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)
-def test_sweep(op: str, dtype: str, deterministic: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@every_kind
+def test_sweep(kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
     """Against float64, with every check of the emulator on, under several seeds and timings."""
-    kinds = (sweep.every_config, sweep.every_feature)
-    outcomes = list(sweep.run([group for kind in kinds for group in kind(op, dtype, deterministic)]))
+    outcomes = list(sweep.run([*sweep.every_config(kind), *sweep.every_feature(kind)]))
     with capsys.disabled():
-        print(f"\n  {sweep.summary(outcomes)}", end=" ")
+        print(f"\n  {kind.name}: {sweep.summary(outcomes)}", end=" ")
     wrong = [outcome for outcome in outcomes if outcome.error]
     report = (f"{command.command_line(outcome.case)}\n{outcome.error}" for outcome in wrong[:3])
     assert not wrong, f"{len(wrong)} of {len(outcomes)} runs are wrong\n" + "\n\n".join(report)
 
 
-@pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)
-def test_every_candidate_is_swept(op: str, dtype: str, deterministic: bool) -> None:
-    """A config that the family offers at one of these head dims is run there."""
-    cases = [case for group in sweep.every_config(op, dtype, deterministic) for case in group]
-    for d in sweep.head_dims_of(dtype, deterministic):
-        swept = {case.config: case.target for case in cases if case.head_dim == d}
-        for target in set(swept.values()):
-            assert set(swept) == set(sweep.configs_of(op, dtype, d, deterministic, target))
-        assert swept
+@every_kind
+def test_every_candidate_is_swept(kind: Kind) -> None:
+    """A config that the family offers at one of these head dims, for one of the masks, is run there."""
+    cases = [case for group in sweep.every_config(kind) for case in group]
+    for d in kind.head_dims:
+        at = [case for case in cases if case.head_dim == d]
+        offered = {causal: set(sweep.configs_of(replace(at[0], causal=causal, config=""))) for causal in (False, True)}
+        swept = {causal: {case.config for case in at if case.causal == causal} for causal in (False, True)}
+        if kind.causal_first is None:
+            assert swept == offered
+        assert swept[False] | swept[True] == offered[False] | offered[True]
 
 
-@pytest.mark.parametrize(("op", "deterministic"), sweep.OPS)
-def test_every_candidate_is_swept_causal_and_full(op: str, deterministic: bool) -> None:
-    """Of those that are offered at all head dims; of deterministic backward with either dtype."""
-    for dtypes in [("fp16", "bf16")] if deterministic else [(dtype,) for dtype in TORCH]:
-        groups = [group for dtype in dtypes for group in sweep.every_config(op, dtype, deterministic)]
-        cases = [case for group in groups for case in group]
-        dims = {case.head_dim for case in cases}
-        everywhere = set.intersection(*({c.config for c in cases if c.head_dim == d} for d in dims))
-        assert everywhere
-        for config in everywhere:
-            assert {case.causal for case in cases if case.config == config} == {False, True}
+@pytest.mark.parametrize("op", ["forward", "backward"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_every_kernel_family_op_and_dtype_is_swept(op: str, deterministic: bool) -> None:
+    """Whatever is added to the generator; a target's family is known by the names of its configs."""
+    for dtype, target in itertools.product(TORCH, (*sweep.TARGETS, *sweep.HOPPER)):
+        if deterministic and (op == "forward" or dtype == "fp32"):
+            continue
+        (config, *_) = sweep.configs_of(Case(op, dtype, 64, deterministic=deterministic, target=target))
+        kinds = [
+            kind for kind in sweep.KINDS if (kind.op, kind.dtype, kind.deterministic) == (op, dtype, deterministic)
+        ]
+        families = {_names(case.config) for kind in kinds for (case, *_) in sweep.every_config(kind)}
+        assert _names(config) in families
 
 
-@pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)
-def test_every_feature_is_swept(op: str, dtype: str, deterministic: bool) -> None:
+def _names(config: str) -> tuple[str, ...]:
+    return tuple(item.partition("=")[0] for item in config.split(","))
+
+
+def test_every_portable_config_is_swept_causal_and_full() -> None:
+    """Of those that are offered at several head dims; of deterministic backward with either dtype."""
+    kinds = [kind for kind in sweep.KINDS if kind.targets == sweep.TARGETS]
+    ordered = [kind for kind in kinds if kind.deterministic]
+    for together in (ordered, *([kind] for kind in kinds if not kind.deterministic)):
+        cases = [case for kind in together for group in sweep.every_config(kind) for case in group]
+        for config in {case.config for case in cases}:
+            places = {(case.dtype, case.head_dim) for case in cases if case.config == config}
+            masks = {case.causal for case in cases if case.config == config}
+            assert len(masks) == min(len(places), 2), config
+
+
+@every_kind
+def test_every_feature_is_swept(kind: Kind) -> None:
     """What a call may ask for is in the list for each op and dtype."""
-    cases = [case.filled() for group in sweep.every_feature(op, dtype, deterministic) for case in group]
+    cases = [case.filled() for group in sweep.every_feature(kind) for case in group]
     assert {case.layout for case in cases} == set(LAYOUTS)
     assert {case.data for case in cases} >= set(DATA) - {"nan"}
-    unwanted = {"lse"} if op == "forward" else {"grad_query", "grad_key", "grad_value"}
+    unwanted = {"lse"} if kind.op == "forward" else {"grad_query", "grad_key", "grad_value"}
     assert {name for case in cases for name in case.without} == unwanted
 
     assert any(case.heads_q != case.heads_kv and case.batch > 1 for case in cases)
@@ -81,11 +102,10 @@ def test_a_wrong_kernel_fails_the_sweep() -> None:
     assert [bool(outcome.error) for outcome in outcomes] == [True, False, True]
 
 
-@pytest.mark.parametrize(("op", "dtype", "deterministic"), KINDS, ids=NAMES)
-def test_the_command_that_is_printed_runs_the_same_case(op: str, dtype: str, deterministic: bool) -> None:
+@every_kind
+def test_the_command_that_is_printed_runs_the_same_case(kind: Kind) -> None:
     """What fails in a sweep can be had again alone."""
-    groups = sweep.every_feature(op, dtype, deterministic) + sweep.every_config(op, dtype, deterministic)
-    for case in (case for group in groups for case in group):
+    for case in (case for group in (*sweep.every_feature(kind), *sweep.every_config(kind)) for case in group):
         words = shlex.split(command.command_line(case))
         assert words[:4] == ["python", "-m", "flash_attention", "emulate"]
         (again,) = command.cases(cli.build_parser().parse_args(words[3:]))

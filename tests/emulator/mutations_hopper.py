@@ -1,0 +1,180 @@
+"""The mutations of Hopper's forward kernels, of what differs from the portable ones."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from emulator.calls import call
+from emulator.mutation import Mutation
+
+_call = partial(call, target="cuda:sm_90a", seeds=(0, 1, 2))
+SMALL_BLOCKS = "block_m=128,block_n=64,num_stages=2,persistent=1"
+
+# A block has several tiles of queries, and more blocks of keys than there are stages.
+CAUSAL = _call(head_dim=64, seqlen_q=300, heads_q=2, causal=True, config=SMALL_BLOCKS)
+FULL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, config=SMALL_BLOCKS)
+GROUPED = _call(head_dim=64, batch=2, seqlen_q=140, seqlen_k=130, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
+GROUPED_CAUSAL = _call(head_dim=64, batch=2, seqlen_q=140, heads_q=4, heads_kv=2, causal=True, config=SMALL_BLOCKS)
+CHUNKS = _call(head_dim=128, seqlen_q=140, seqlen_k=250, heads_q=1, config=SMALL_BLOCKS)  # two of 64 columns
+NEGATIVE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, scale=-0.1, data="large", config=SMALL_BLOCKS)
+THREE = _call(head_dim=64, seqlen_q=200, seqlen_k=250, heads_q=1, config="block_m=192,block_n=64,num_stages=2")
+# One block of keys for each tile of queries, and more stages of K than of Q: only Q's own barrier holds Q back.
+SHORT = _call(head_dim=64, seqlen_q=700, seqlen_k=60, config="block_m=128,block_n=64,num_stages=4,persistent=1")
+# After many blocks of keys the largest scores of few rows change.
+MANY_BLOCKS = _call(head_dim=64, seqlen_q=128, seqlen_k=600, heads_q=1, config="block_m=128,block_n=16,num_stages=2")
+ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
+
+_mutation = partial(Mutation, "hopper forward")
+
+MUTATIONS = [
+    # --- what a block works on
+    _mutation("a tile behind the last", FULL,
+              "(tile = tile_of(round)) < count_tiles(params)", "(tile = tile_of(round)) <= count_tiles(params)"),
+    _mutation("odd rounds begin one tile late", CAUSAL,
+              "gridDim.x - 1 - blockIdx.x", "gridDim.x - blockIdx.x"),
+    _mutation("heads of the last group counted as full", GROUPED_CAUSAL,
+              "rest / present;", "rest / (present + 1);"),
+    _mutation("causal: a block of keys too few on the diagonal", CAUSAL,
+              "min(w.first_query + BLOCK_M, w.seqlen_k)", "min(w.first_query + BLOCK_M - 64, w.seqlen_k)"),
+    _mutation("last block of keys left out", FULL,
+              "w.num_blocks = ceil_div(w.seqlen_k, BLOCK_N);", "w.num_blocks = w.seqlen_k / BLOCK_N;"),
+    _mutation("K and V of another group of heads", GROUPED,
+              "w.head / (int)(params.heads_q / params.heads_kv)", "w.head % (int)params.heads_kv"),
+    # --- producer
+    _mutation("head and batch exchanged in TMA's coordinates", GROUPED,
+              "64 * chunk, row, head, batch);", "64 * chunk, row, batch, head);"),
+    _mutation("all chunks are the first", CHUNKS,
+              "full, 64 * chunk, row, head, batch);", "full, 0, row, head, batch);"),
+    _mutation("bytes of one chunk expected", CHUNKS,
+              "barrier_expect(full, CHUNKS * ROWS * 128);", "barrier_expect(full, ROWS * 128);"),
+    _mutation("bytes that TMA fills with zeros not expected", FULL,
+              "barrier_expect(full, CHUNKS * ROWS * 128);", "barrier_expect(full, CHUNKS * (ROWS - row % ROWS) * 64);"),
+    _mutation("chunks overlap", CHUNKS,
+              "tile + chunk * ROWS * 128,", "tile + chunk * ROWS * 64,"),
+    _mutation("V one block behind", FULL,
+              "(block + 1) * BLOCK_N, w.kv_head", "block * BLOCK_N, w.kv_head"),
+    _mutation("K of the query's head", GROUPED,
+              "block * BLOCK_N, w.kv_head, w.batch);", "block * BLOCK_N, w.head, w.batch);", times=1),
+    _mutation("an empty stage of K not waited for", FULL,
+              "wait_empty(shared + KEY_EMPTY, keys);", ";"),
+    _mutation("an empty stage of V not waited for", FULL,
+              "wait_empty(shared + VALUE_EMPTY, values);", ";"),
+    _mutation("an empty stage of Q not waited for", SHORT,
+              "wait_empty(shared + QUERY_EMPTY, queries);", ";"),
+    _mutation("K's place not moved on", FULL,
+              "advance(keys);", ";", within="produce"),
+    _mutation("K counted by V's barrier", FULL,
+              "shared + KEY_FULL + 8 * keys.stage,", "shared + VALUE_FULL + 8 * keys.stage,"),
+    _mutation("Q always to the first stage", CAUSAL,
+              "shared + QUERIES + queries.stage * QUERY_BYTES, query_map", "shared + QUERIES, query_map"),
+    # --- barriers
+    _mutation("empty stage: parity", FULL,
+              "ring.phase ^ 1);", "ring.phase);"),
+    _mutation("full stage: parity", FULL,
+              "barrier_wait(barriers + 8 * ring.stage, ring.phase);",
+              "barrier_wait(barriers + 8 * ring.stage, ring.phase ^ 1);"),
+    _mutation("parity stays when a ring is through", FULL,
+              "ring.phase ^= 1;", ";"),
+    _mutation("a stage too many in a ring", FULL,
+              "if (ring.stage == N) {", "if (ring.stage == N + 1) {"),
+    _mutation("empty stage: arrivals of one consumer", FULL,
+              "barrier_init(empty + 8 * stage, 4 * CONSUMERS);", "barrier_init(empty + 8 * stage, 4);"),
+    _mutation("full stage: two arrivals", FULL,
+              "barrier_init(full + 8 * stage, 1);", "barrier_init(full + 8 * stage, 2);"),
+    _mutation("barriers not made known", FULL,
+              "barrier_init_done();", ";", within="init_barriers"),
+    _mutation("barriers used before they are made", FULL,
+              "__syncthreads();", ";", within="forward"),
+    _mutation("barriers of V not made", FULL,
+              "init_ring(shared + VALUE_FULL, shared + VALUE_EMPTY, STAGES);", ";"),
+    _mutation("a stage given back by one warp only", FULL,
+              "threadIdx.x % 32 == 0", "threadIdx.x % 128 == 0", within="release"),
+    # --- turns of the consumers
+    _mutation("nobody begins", FULL,
+              "give_turn(CONSUMERS - 1);", ";"),
+    _mutation("a turn not given", FULL,
+              "give_turn(warpgroup);", ";", times=2, only=2),
+    _mutation("fewer threads at a turn's barrier", FULL,
+              "named_barrier_wait(1 + warpgroup, 256);", "named_barrier_wait(1 + warpgroup, 128);"),
+    _mutation("three consumers: turns of two", THREE,
+              "(warpgroup + 1) % CONSUMERS", "(warpgroup + 1) % 2"),
+    # --- consumers
+    _mutation("Q not waited for", FULL,
+              "wait_full(shared + QUERY_FULL, queries);", ";"),
+    _mutation("first K not waited for", FULL,
+              "wait_full(shared + KEY_FULL, keys);", ";", times=2, only=1),
+    _mutation("K not waited for", FULL,
+              "wait_full(shared + KEY_FULL, keys);", ";", times=2, only=2),
+    _mutation("V not waited for", FULL,
+              "wait_full(shared + VALUE_FULL, values);", ";", times=2, only=1),
+    _mutation("last V not waited for", FULL,
+              "wait_full(shared + VALUE_FULL, values);", ";", times=2, only=2),
+    _mutation("K not given back", FULL,
+              "release(shared + KEY_EMPTY, keys);", "advance(keys);", times=2, only=2),
+    _mutation("V not given back", FULL,
+              "release(shared + VALUE_EMPTY, values);", "advance(values);", times=2, only=1),
+    _mutation("Q not given back", CAUSAL,
+              "release(shared + QUERY_EMPTY, queries);", "advance(queries);"),
+    _mutation("first scores read before they are there", FULL,
+              "wgmma_wait<0>();", ";", within="attend", times=3, only=1),
+    _mutation("scores read before they are there", FULL,
+              "wgmma_wait<1>();", "wgmma_wait<2>();", within="attend"),
+    _mutation("output rescaled while it is summed", FULL,
+              "wgmma_wait<0>();", ";", within="attend", times=3, only=2),
+    _mutation("output stored before it is there", FULL,
+              "wgmma_wait<0>();", ";", within="attend", times=3, only=3),
+    _mutation("rows of the other consumer", FULL,
+              "queries.stage * QUERY_BYTES + warpgroup * 64 * 128;", "queries.stage * QUERY_BYTES;"),
+    _mutation("rows of another warp", FULL,
+              "64 * warpgroup + 16 * warp + lane / 4", "64 * warpgroup + 16 * (warp ^ 1) + lane / 4"),
+    # --- products
+    _mutation("no fence before Q K^T", FULL,
+              "wgmma_fence();", ";", within="multiply_keys"),
+    _mutation("no fence before P V", FULL,
+              "wgmma_fence();", ";", within="multiply_values"),
+    _mutation("Q K^T not committed", FULL,
+              "wgmma_commit();", ";", within="multiply_keys"),
+    _mutation("P V not committed", FULL,
+              "wgmma_commit();", ";", within="multiply_values"),
+    _mutation("stride of K's descriptor", FULL,
+              "b = matrix_descriptor(keys, 0, 1024, 128);", "b = matrix_descriptor(keys, 0, 512, 128);"),
+    _mutation("swizzle of Q's descriptor", FULL,
+              "a = matrix_descriptor(queries, 0, 1024, 128)", "a = matrix_descriptor(queries, 0, 1024, 64)"),
+    _mutation("leading offset of V's descriptor", CHUNKS,
+              "matrix_descriptor(values, BLOCK_N * 128, 1024, 128)",
+              "matrix_descriptor(values, BLOCK_N * 64, 1024, 128)"),
+    _mutation("K's chunks as far apart as Q's", CHUNKS,
+              "k / 64 * BLOCK_N * 128", "k / 64 * BLOCK_M * 128"),
+    _mutation("step along a chunk goes on into the next", CHUNKS,
+              "b + (k / 64 * BLOCK_N * 128 + k % 64 * 2) / 16", "b + (k / 64 * BLOCK_N * 128 + k * 2) / 16"),
+    _mutation("step along V", FULL,
+              "b + k * 128 / 16, 1);", "b + k * 64 / 16, 1);"),
+    _mutation("V not transposed", FULL,
+              "wgmma_m64n64k16<1>(flat(output)", "wgmma_m64n64k16<0>(flat(output)"),
+    _mutation("scores not cleared", FULL,
+              "k % 64 * 2) / 16, k > 0);", "k % 64 * 2) / 16, 1);"),
+    _mutation("output cleared at each block", FULL,
+              "b + k * 128 / 16, 1);", "b + k * 128 / 16, k > 0);"),
+    _mutation("fragments of the weights exchanged", FULL,
+              "pack(scores[0][2 * k + i / 2][i % 2 * 2],", "pack(scores[0][2 * k + i % 2][i / 2 * 2],"),
+    _mutation("output not rescaled", FULL,
+              "output[0][n][e] *= rows.rescale[0][e / 2];", ";"),
+    _mutation("output rescaled by the other row's", FULL,
+              "output[0][n][e] *= rows.rescale[0][e / 2];", "output[0][n][e] *= rows.rescale[0][e % 2];"),
+    _mutation("half of the rows have no vote on the rescale", MANY_BLOCKS,
+              "rows.rescale[0][0] != 1 || rows.rescale[0][1] != 1", "rows.rescale[0][0] != 1"),
+    _mutation("negative scale: first scores only", NEGATIVE,
+              "negate_scores(scores, params);", ";", times=2, only=2),
+    # --- softmax
+    _mutation("a key too many at the end", FULL,
+              "int last_key = seqlen_k - 1;", "int last_key = seqlen_k;"),
+    _mutation("causal: a key too many", CAUSAL,
+              "rows.first + 16 * m + 8 * h);", "rows.first + 16 * m + 8 * h + 1);"),
+    _mutation("largest score as if one were positive", ONE_KEY,
+              "if (__any_sync(0xffffffffu, highest < 0)) {", "if (false) {"),
+    # --- registers
+    _mutation("more registers asked for than there are", FULL,
+              "registers_increase<240>();", "registers_increase<248>();", within="forward"),
+    _mutation("registers not given up", FULL,
+              "registers_decrease<24>();", ";", within="forward"),
+]  # fmt: skip
