@@ -131,6 +131,9 @@ fa_status fa_cuda_compile(const fa_problem *problem, const fa_kernel *kernel, fa
     status = fa_cuda_choose_arch(problem->target, nvrtc->arch, nvrtc->num_archs, &choice, message);
   if (status != FA_OK)
     return status;
+  if (strtol(nvrtc->version, NULL, 10) < 12 && strcmp(choice.name, "sm_90a") == 0)
+    return fa_fail(FA_UNSUPPORTED, message, "NVRTC %s does not compile for %s; it takes 12.0 or newer", nvrtc->version,
+                   problem->target);
   snprintf(compiled->compiler, sizeof compiled->compiler, "NVRTC %s", nvrtc->version);
   status = run(nvrtc, problem, kernel, &choice, compiled, message);
   if (status == FA_OK) {

@@ -7,6 +7,7 @@
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { MAX_DEVICES = 64, OLDEST_MAJOR = 8 };
 
@@ -67,7 +68,12 @@ fa_status fa_cuda_describe(int index, fa_device *device, char *message) {
   device->processors = about.processors;
   device->shared_bytes = (size_t)about.shared_bytes;
   snprintf(device->kind, sizeof device->kind, "%s, %d SMs", about.name, about.processors);
-  return fa_cuda_device_target(about.major, about.minor, device->target, message);
+  status = fa_cuda_device_target(about.major, about.minor, device->target, message);
+  /* Kernels of an architecture's own read through tensor maps, which drivers before CUDA 12 cannot encode. */
+  char lower[FA_TARGET_LENGTH];
+  if (status == FA_OK && !cuda->cuTensorMapEncodeTiled && fa_cuda_lower_target(device->target, lower))
+    memcpy(device->target, lower, sizeof lower);
+  return status;
 }
 
 static fa_status retain(const fa_cuda_driver *cuda, int index, CUcontext *context, char *message) {

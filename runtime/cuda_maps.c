@@ -31,15 +31,13 @@ static bool can_map(extent of, int64_t batch) {
 
 void fa_cuda_fit_target(const fa_device *device, const fa_call *call, fa_problem *problem) {
   const fa_shape *shape = &call->shape;
-  const fa_cuda_driver *cuda = NULL;
-  char lower[FA_TARGET_LENGTH], ignored[FA_MESSAGE_SIZE];
+  char lower[FA_TARGET_LENGTH];
   (void)device;
   if (!fa_needs_tensor_maps(problem))
     return;
   bool mapped = can_map((extent){&call->query, shape->seqlen_q, shape->heads_q}, shape->batch) &&
                 can_map((extent){&call->key, shape->seqlen_k, shape->heads_kv}, shape->batch) &&
-                can_map((extent){&call->value, shape->seqlen_k, shape->heads_kv}, shape->batch) &&
-                fa_cuda_get_driver(&cuda, ignored) == FA_OK && cuda->cuTensorMapEncodeTiled;
+                can_map((extent){&call->value, shape->seqlen_k, shape->heads_kv}, shape->batch);
   if (!mapped && fa_cuda_lower_target(problem->target, lower))
     memcpy(problem->target, lower, sizeof lower);
 }

@@ -186,11 +186,10 @@ static fa_status find_in_capture(const fa_device *device, const fa_problem *prob
   if (*ready)
     return FA_OK;
   fa_describe_problem(problem, description, sizeof description);
-  return fa_fail(
-      FA_FAILED, message,
-      "the stream is being captured into a graph, and there is no kernel yet for %s: make one call with these "
-      "shapes before the capture, to compile and load it",
-      description);
+  return fa_fail(FA_FAILED, message,
+                 "the stream is being captured into a graph, and there is no kernel yet for %s: make one call with "
+                 "tensors like these (shapes, strides, alignment) before the capture, to compile and load it",
+                 description);
 }
 
 /* Off the hit path: the first thread that wants a slot's kernel makes it, the others wait and share its outcome.

@@ -51,10 +51,11 @@ def flash_attention(
 
     Returns:
         (..., heads, seqlen_q, head_dim_v), dtype and device of query, dimensions in the order in which query
-        has them in memory (contiguous where query overlaps itself). Without keys it is zeros. Equal inputs give
-        equal bits, whatever the number of threads; gradients of 16-bit tensors on a GPU only under
-        torch.use_deterministic_algorithms(True), which costs up to 1.4 times the time. Scores and sums are kept in
-        float32. Differentiable once: double backward and forward-mode AD raise NotImplementedError.
+        has them in memory (contiguous where query overlaps itself). Without keys it is zeros. Equal tensors
+        (values, shapes, strides, addresses modulo 16) give equal bits, whatever the number of threads; gradients of
+        16-bit tensors on a GPU only under torch.use_deterministic_algorithms(True), which costs up to 1.4 times the
+        time. Scores and sums are kept in float32. Differentiable once: double backward and forward-mode AD raise
+        NotImplementedError.
 
     Raises:
         TypeError: an argument is no tensor, or has a dtype that it must not have.

@@ -7,6 +7,11 @@ typedef unsigned int u32;
 /* What a 16-bit tensor holds: the bits of ${dtype_16}. */
 typedef unsigned short half_bits;
 
+#if defined(__CUDACC_VER_MAJOR__) && __CUDACC_VER_MAJOR__ < 12 /* which has no word for it */
+static __device__ __forceinline__ int __vimax3_s32(int a, int b, int c) { return max(max(a, b), c); }
+static __device__ __forceinline__ u32 __vimax3_u32(u32 a, u32 b, u32 c) { return max(max(a, b), c); }
+#endif
+
 #define INF __uint_as_float(0x7f800000u)
 #define NOT_A_NUMBER __uint_as_float(0x7fffffffu)
 

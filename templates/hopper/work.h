@@ -28,8 +28,8 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   /* So many heads together that their K and V take half of the cache (50 MB); of these, tiles with most keys first. */
   int all = (int)(params.batch * params.heads_q), shared_by = (int)(params.heads_q / params.heads_kv);
   long long bytes = params.seqlen_k * (HEAD_DIM + HEAD_DIM_V) * 2;
-  int heads = bytes > 0 ? (int)min((25ll << 20) / bytes, 1ll << 20) * shared_by : 1;
-  heads = min(max(heads, 1), all);
+  int heads = bytes > 0 ? (int)min((25ll << 20) / bytes * shared_by, (long long)all) : 1;
+  heads = max(heads, 1);
   int group = tile / (heads * query_blocks), rest = tile % (heads * query_blocks);
   int present = min(heads, all - group * heads);
   int index = group * heads + rest % present, block = query_blocks - 1 - rest / present;

@@ -210,7 +210,7 @@ static void in_child_capture(void *unused) {
   fake->capture_status = 1;
   CHECK_NUMBER(run(0, (void *)5, &self, message), FA_FAILED);
   CHECKF(strstr(message, "the stream is being captured into a graph, and there is no kernel yet for forward fp32 "
-                         "head_dim=24 head_dim_v=24 cuda:sm_90a: make one call with these shapes before") != NULL,
+                         "head_dim=24 head_dim_v=24 cuda:sm_90a: make one call with tensors like these") != NULL,
          "%s", message);
   CHECK_NUMBER(fake->loads, 0);
   CHECK_NUMBER(fake->launches, 0);
