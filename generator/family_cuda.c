@@ -279,7 +279,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "sum_keys", architecture_of(problem->target) == 90 ? 64 : 32) |
          fa_constants_offer_int(constants, "begin_threads", BEGIN_THREADS) |
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
-         fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) >= 90) |
+         fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
          fa_constants_offer_int(constants, "vector_reduce", architecture_of(problem->target) >= 90) |
