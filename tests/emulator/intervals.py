@@ -111,17 +111,30 @@ def _scores(case: Case, arithmetic: Arithmetic, given: dict[str, Tensor]) -> tup
     return scores, torch.ones_like(hidden).triu(1) if case.causal else hidden
 
 
-def output(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor]:
-    """Of forward: the interval of each element."""
+@dataclass
+class Weights:
+    """Of forward, as it walks over blocks of keys from the last to the first."""
+
+    arithmetic: Arithmetic
+    block_n: int
+    blocks: int
+    factor: float
+    largest: Value  # score of each row
+    weight: Tensor  # relative to the largest score of the blocks so far
+    relative: Tensor  # error
+    rescale: Tensor  # from there to the largest of the row
+    rescaling: float  # relative error
+    total: Value  # of each row, relative to its largest score
+
+
+def _weights(case: Case, given: dict[str, Tensor], model: str) -> Weights:
     arithmetic, factor = Arithmetic(case.dtype, model), case.scale / math.log(2)
     scores, hidden = _scores(case, arithmetic, given)
-    value = arithmetic.operand(given["value"].repeat_interleave(case.heads_q // case.heads_kv, 1))
     _, used = _native.source(problem(case, "forward"))
     block_n = int(dict(item.split("=") for item in used.split(","))["block_n"])
     blocks = math.ceil(case.seqlen_k / block_n)
 
     s = scores.x.masked_fill(hidden, -math.inf)
-    # The largest score so far, as blocks are walked through from the last to the first.
     padded = torch.nn.functional.pad(s, (0, blocks * block_n - case.seqlen_k), value=-math.inf)
     of_block = padded.unflatten(-1, (blocks, block_n)).amax(-1)
     largest = of_block.flip(-1).cummax(-1).values.flip(-1).repeat_interleave(block_n, -1)[..., : case.seqlen_k]
@@ -129,7 +142,6 @@ def output(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Te
     argument = (scores.x - largest_seen).masked_fill(hidden, 0) * factor
     relative = weight_error(argument, scores.error, factor, largest_seen)
     weight = torch.exp2(argument).masked_fill(hidden, 0)
-    rounded = arithmetic.round(Value(weight, weight * relative))
 
     rescale = torch.exp2((largest - largest[..., :1]) * factor)  # the first block is the last to be added
     rescaling = blocks * (EXP2 + 4 * ULP)
@@ -137,10 +149,35 @@ def output(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Te
     total_error = (weight * rescale * relative).sum(-1, keepdim=True) + total * (
         rescaling + (case.seqlen_k + blocks + 8) * ULP
     )
-    left = Value(rounded.x * rescale, rounded.error * rescale + rounded.x * rescale * rescaling)
-    x = arithmetic.product(left, value, block_n, blocks)
-    error = (x.error + x.x.abs() * total_error / total) / (total - total_error) + 3 * ULP * (x.x / total).abs()
-    return arithmetic.result(Value(x.x / total, error))
+    low, high = (x.masked_fill(hidden, -math.inf).amax(-1) for x in (scores.x - scores.error, scores.x + scores.error))
+    return Weights(
+        *(arithmetic, block_n, blocks, factor, Value((low + high) / 2, (high - low) / 2)),
+        *(weight, relative, rescale, rescaling, Value(total, total_error)),
+    )
+
+
+def output(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor]:
+    """Of forward: the interval of each element."""
+    w = _weights(case, given, model)
+    value = w.arithmetic.operand(given["value"].repeat_interleave(case.heads_q // case.heads_kv, 1))
+    rounded = w.arithmetic.round(Value(w.weight, w.weight * w.relative))
+    left = Value(rounded.x * w.rescale, rounded.error * w.rescale + rounded.x * w.rescale * w.rescaling)
+    x, total = w.arithmetic.product(left, value, w.block_n, w.blocks), w.total
+    error = (x.error + x.x.abs() * total.error / total.x) / (total.x - total.error) + 3 * ULP * (x.x / total.x).abs()
+    return w.arithmetic.result(Value(x.x / total.x, error))
+
+
+def statistics(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor]:
+    """Of forward: the interval of the largest score and of the sum of weights of each row.
+
+    The sum is relative to the largest score that the kernel found, which is not exact either.
+    """
+    w = _weights(case, given, model)
+    total, error = w.total.x[..., 0], w.total.error[..., 0]
+    error = error + (total + error) * (torch.expm1(math.log(2) * w.largest.error * w.factor) + EXP2 + 2 * ULP)
+    largest_error = w.largest.error + ULP * w.largest.x.abs()
+    low, high = (torch.stack((w.largest.x + sign * largest_error, total + sign * error), -1) for sign in (-1, 1))
+    return low, high
 
 
 def gradients(

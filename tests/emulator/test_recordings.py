@@ -126,12 +126,13 @@ def test_exp2_is_within_what_intervals_count(path: Path) -> None:
 
 
 def emulate(case: Case, given: dict[str, Tensor], output: Tensor, lse: Tensor) -> dict[str, Tensor]:
-    """Output by forward, gradients by backward from this output and these statistics."""
+    """Output and statistics by forward, gradients by backward from this output and these statistics."""
     made = {name: tensors.make(name, tuple(t.shape), case.dtype, "contiguous", t) for name, t in given.items()}
     written = tensors.make("output", tuple(output.shape), case.dtype, "contiguous", None, True)
     statistics = Memory("lse", lonely(lse.nbytes), True)
     forward = {name: made[name] for name in ("query", "key", "value")}
     problems = attention.run_op(case, "forward", {**forward, "output": written}, statistics, attention.unchanged)
+    found = torch.from_numpy(statistics.array.copy()).view(torch.float32)
     statistics = Memory("lse", lonely(lse.nbytes))
     statistics.array[:] = lse.contiguous().view(torch.uint8).numpy()
     wanted = {
@@ -141,7 +142,7 @@ def emulate(case: Case, given: dict[str, Tensor], output: Tensor, lse: Tensor) -
     read = {**made, "output": tensors.make("output", tuple(output.shape), case.dtype, "contiguous", output)}
     problems += attention.run_op(case, "backward", {**read, **wanted}, statistics, attention.unchanged)
     assert not problems
-    return {"output": written.tensor, **{name: made.tensor for name, made in wanted.items()}}
+    return {"output": written.tensor, "lse": found, **{name: made.tensor for name, made in wanted.items()}}
 
 
 @pytest.mark.parametrize("path", kinds("attention"))
@@ -156,6 +157,8 @@ def test_attention_is_as_on_the_gpu(path: Path) -> None:
     ours = emulate(case, given, theirs["output"], lse)
     allowed = intervals.gradients(case, given, theirs["output"], lse, settings.model)
     allowed["output"] = intervals.output(case, given, settings.model)
+    allowed["lse"] = intervals.statistics(case, given, settings.model)
+    theirs["lse"], ours["lse"] = (x.view(allowed["lse"][0].shape) for x in (lse, ours["lse"]))
     for what, (low, high) in allowed.items():
         for who, result in (("the GPU", theirs[what]), ("the emulator", ours[what])):
             wrong = ~((low <= result.double()) & (result.double() <= high))
