@@ -59,6 +59,7 @@ KINDS = (
     Kind("forward", "bf16", (40,), targets=HOPPER, causal_first=None),
 )
 FEATURES_HEAD_DIM = 40
+PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"  # one of those that are swept at that head dim
 TIMINGS = ("late", "random", "early")
 
 
@@ -81,12 +82,18 @@ def configs_of(case: Case) -> list[str]:
 
 
 def _at_borders(case: Case) -> Iterator[Case]:
-    """Sequence lengths at the borders of the config's blocks, and beside them."""
+    """Sequence lengths at the borders of the config's blocks, and beside them.
+
+    Of a persistent kernel, the blocks of threads are fewer than the tiles of queries, where there are several.
+    """
     sizes = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", case.config)}
     m, n = sizes["block_m"], sizes["block_n"]
     lengths = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
-    for sq, sk in lengths if case.head_dim < 128 else lengths[:2]:
-        yield replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)
+    for place, (sq, sk) in enumerate(lengths if case.head_dim < 128 else lengths[:2]):
+        one = replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)
+        if sizes.get("persistent"):  # the last with three tiles for two blocks
+            one = replace(one, processors=1) if place < 3 else replace(one, heads_q=3, processors=2)
+        yield one
 
 
 def every_config(kind: Kind) -> list[list[Case]]:
@@ -116,6 +123,9 @@ def every_feature(kind: Kind) -> list[list[Case]]:
         groups.append([replace(case, settings=settings_of(i)) for i, case in enumerate(cases)])
         for d, dv in ((24, 40), (40, 33), (8, 8), (1, 1), (80, 16)):
             case = replace(base, head_dim=d, head_dim_v=dv, seqlen_k=66, heads_q=2, heads_kv=1)
+            groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
+        if target in HOPPER:
+            case = replace(base, config=PERSISTENT, batch=2, heads_q=2, heads_kv=1, seqlen_q=300, processors=3)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
     return groups
 

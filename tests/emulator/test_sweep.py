@@ -76,6 +76,21 @@ def test_every_portable_config_is_swept_causal_and_full() -> None:
             assert len(masks) == min(len(places), 2), config
 
 
+@pytest.mark.parametrize("kind", [kind for kind in sweep.KINDS if kind.targets == sweep.HOPPER], ids=lambda k: k.name)
+def test_blocks_of_persistent_kernels_take_several_tiles(kind: Kind) -> None:
+    """Rings and their parities go on from tile to tile: each config shows it, and a call of many tiles."""
+    cases = [case for group in sweep.every_config(kind) for case in group if "persistent=1" in case.config]
+    persistent = {(case.head_dim, case.causal, case.config) for case in cases}
+    assert persistent
+    assert persistent == {(c.head_dim, c.causal, c.config) for c in cases if _tiles(c) > c.processors}
+    features = [case for group in sweep.every_feature(kind) for case in group if "persistent=1" in case.config]
+    assert {case.causal for case in features if _tiles(case) >= 4 * case.processors} == {False, True}
+
+
+def _tiles(case: Case) -> int:
+    return case.batch * case.heads_q * -(-case.seqlen_q // int(case.config.partition("block_m=")[2].partition(",")[0]))
+
+
 @every_kind
 def test_every_feature_is_swept(kind: Kind) -> None:
     """What a call may ask for is in the list for each op and dtype."""
