@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from emulator.calls import call
+from emulator.calls import Call, call
 from emulator.mutation import Mutation
+from emulator.sweep import MANY_KEYS
 
 _call = partial(call, target="cuda:sm_90a", seeds=(0, 1, 2))
 SMALL_BLOCKS = "block_m=128,block_n=64,num_stages=2,persistent=1"
@@ -26,6 +27,7 @@ ONE_BLOCK = _call(head_dim=64, seqlen_q=700, seqlen_k=60, config=SMALL_BLOCKS)
 ONE_QUERY = _call(head_dim=128, seqlen_q=300, config="block_m=128,block_n=176,num_stages=2,persistent=1")
 # After many blocks of keys the largest scores of few rows change.
 MANY_BLOCKS = _call(head_dim=64, seqlen_q=128, seqlen_k=600, heads_q=1, config="block_m=128,block_n=16,num_stages=2")
+GROUPS_OF_HEADS = Call(MANY_KEYS, seeds=(0,))
 ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
 
 _mutation = partial(Mutation, "hopper forward")
@@ -38,6 +40,10 @@ MUTATIONS = [
               "gridDim.x - 1 - blockIdx.x", "gridDim.x - blockIdx.x"),
     _mutation("heads of the last group counted as full", GROUPED_CAUSAL,
               "rest / present;", "rest / (present + 1);"),
+    _mutation("heads of the first group only", GROUPS_OF_HEADS,
+              "int index = group * heads + rest % present", "int index = rest % present"),
+    _mutation("the last group as large as the others", GROUPS_OF_HEADS,
+              "min(heads, all - group * heads)", "min(heads, all)"),
     _mutation("causal: a block of keys too few on the diagonal", CAUSAL,
               "min(w.first_query + BLOCK_M, w.seqlen_k)", "min(w.first_query + BLOCK_M - 64, w.seqlen_k)"),
     _mutation("last block of keys left out", FULL,

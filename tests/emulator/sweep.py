@@ -60,6 +60,15 @@ KINDS = (
 )
 FEATURES_HEAD_DIM = 40
 PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"  # one of those that are swept at that head dim
+# K and V of two of its heads fill the half of the cache that a group of heads may have: the last head is a group alone.
+MANY_KEYS = Case(
+    *("forward", "fp16", 256, 0, True),
+    heads_q=3,
+    seqlen_q=130,
+    seqlen_k=8800,
+    target="cuda:sm_90a",
+    config="block_m=128,block_n=48,num_stages=2,persistent=1",
+)
 TIMINGS = ("late", "random", "early")
 
 
@@ -127,6 +136,8 @@ def every_feature(kind: Kind) -> list[list[Case]]:
         if target in HOPPER:
             case = replace(base, config=PERSISTENT, batch=2, heads_q=2, heads_kv=1, seqlen_q=300, processors=3)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
+        if target in HOPPER and causal and MANY_KEYS.head_dim in kind.head_dims:
+            groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
     return groups
 
 

@@ -57,7 +57,7 @@ def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[tuple[int, .
     if layout == "odd_batch":  # all but one stride are aligned
         return (h * s * d + 1, s * d, d, 1), 0
     if layout == "odd_head":
-        return (h * (s * d + 1) + h % 2, s * d + 1, d, 1), 0
+        return ((h * (s * d + 1) + 7) // 8 * 8, s * d + 1, d, 1), 0
     if layout == "odd_row":
         return (h * s * (d + 1) * 8, s * (d + 1) * 8, d + 1, 1), 0
     if layout == "offset":  # aligned strides, unaligned base

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from emulator import command, sweep
+from emulator import command, sweep, tensors
 from emulator.attention import Case
 from emulator.data import DATA
 from emulator.sweep import Kind
@@ -108,6 +108,16 @@ def test_every_feature_is_swept(kind: Kind) -> None:
     assert any(case.scale < 0 for case in cases)
     assert {case.settings.timing for case in cases} == set(sweep.TIMINGS)
     assert {case.settings.shuffle for case in cases} == {False, True}
+
+
+@pytest.mark.parametrize(("layout", "place"), [("odd_batch", 0), ("odd_head", 1), ("odd_row", 2)])
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_a_layout_has_one_stride_that_is_odd(layout: str, place: int, heads: int) -> None:
+    """So that a kernel that does not look at this one is found out; rows are aligned where head dims are."""
+    strides, begin = tensors.strides((2, heads, 37, 40), layout)
+    assert [axis for axis, stride in enumerate(strides[:3]) if stride % 8] == [place]
+    assert strides[place] % 2 == 1
+    assert (strides[3], begin) == (1, 0)
 
 
 def test_a_wrong_kernel_fails_the_sweep() -> None:
