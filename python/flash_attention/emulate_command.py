@@ -10,7 +10,7 @@ from pathlib import Path
 # What the options may be. The emulator has the same lists; a test holds them together.
 LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
-    *("even", "padded", "huge", "expanded"),
+    *("even", "padded", "huge", "far_rows", "expanded"),
 )
 DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive")
 TIMINGS = ("late", "random", "early")
