@@ -215,6 +215,10 @@ def test_emulate_prints_the_table_of_mutations() -> None:
         (("--target", "cpu:avx2"), "cpu:avx2"),
         (("--config", "colour=3"), "colour"),
         (("--head-dim", "640"), "head_dim is 640"),
+        (("--seqlen-q", "0"), "seqlen_q is 0; it must be at least 1"),
+        (("--seeds", "0"), "seeds is 0; it must be at least 1"),
+        (("--seqlen-k", "-5"), "seqlen_k is -5; it must be at least 1"),
+        (("--heads-q", "3", "--heads-kv", "2"), "heads_q is 3; it must be a multiple of heads_kv, which is 2"),
         (("--mutations", "no such word"), "no mutation has 'no such word'"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 # What the options may be. The emulator has the same lists; a test holds them together.
 LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
-    *("even", "padded", "huge", "expanded"),
+    *("even", "padded", "huge", "far_rows", "expanded"),
 )
 DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive")
 TIMINGS = ("late", "random", "early")
@@ -86,5 +86,20 @@ def run(arguments: argparse.Namespace) -> str:
         sys.path.insert(0, str(tests))  # worker processes get it from here
     if not arguments.target.startswith("cuda:"):
         raise ValueError(f"target is {arguments.target!r}; the emulator runs kernels of cuda:sm_80 and newer")
+    _check(arguments)
     found: str = importlib.import_module("emulator.command").run(arguments)
     return found
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Sizes that no call can have."""
+    for name in ("batch", "heads_q", "seqlen_q", "seeds", "resident", "processors"):
+        if (value := getattr(arguments, name)) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name, other in (("heads_kv", "heads_q"), ("seqlen_k", "seqlen_q")):
+        if (value := getattr(arguments, name)) < 0:
+            raise ValueError(f"{name} is {value}; it must be at least 1, or 0 for that of {other}")
+    if arguments.heads_kv and arguments.heads_q % arguments.heads_kv:
+        raise ValueError(
+            f"heads_q is {arguments.heads_q}; it must be a multiple of heads_kv, which is {arguments.heads_kv}"
+        )

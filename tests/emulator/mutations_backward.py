@@ -17,6 +17,7 @@ GROUPED = call("backward", "fp16", 40, batch=2, seqlen_q=37, heads_q=4, heads_kv
 ODD_DIM = call("backward", "fp16", 33, seqlen_q=70, heads_q=1, config=SMALL_BLOCKS)
 UNWANTED = call("backward", "fp16", 40, seqlen_q=70, heads_q=1, without=("grad_query", "grad_key"), config=SMALL_BLOCKS)
 HUGE = call("backward", "fp16", 40, seqlen_q=37, seqlen_k=66, layout="huge", config=SMALL_BLOCKS)
+FAR_ROWS = call("backward", "fp16", 40, seqlen_q=37, layout="far_rows", config=SMALL_BLOCKS)  # 2^31 over 8 rows
 # The only key has scores far below 0: of a key that is not there, 0 would be far above them.
 ONE_KEY = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
 ORDERED = call("backward", "fp16", 40, seqlen_q=100, causal=True, deterministic=True, config=SMALL_BLOCKS)
@@ -67,6 +68,8 @@ MUTATIONS = [
               "row < BLOCK_M; row += THREADS", "row < BLOCK_M - 1; row += THREADS"),
     _mutation("dO's offset in 32 bits", HUGE,
               "row * tensor.stride_row", "(int)(row * tensor.stride_row)", within="head_offset"),
+    _mutation("dQ: 8 rows down in 32 bits", FAR_ROWS,
+              "row + 8 * to.stride_row", "row + (int)(8 * to.stride_row)"),
     # --- copies and barriers
     _mutation("Q's tile not waited for", CAUSAL,
               "copy_wait<STAGES - 2>();", ";"),

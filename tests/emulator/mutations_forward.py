@@ -23,6 +23,7 @@ ODD_DIM = call(head_dim=33, seqlen_q=70, seqlen_k=66, heads_q=1, config=SMALL_BL
 TWO_DIMS = call(head_dim=40, head_dim_v=24, seqlen_q=70, seqlen_k=66, heads_q=1, config=SMALL_BLOCKS)
 HUGE = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="huge", config=SMALL_BLOCKS)
 HUGE_STEPS = call(head_dim=40, seqlen_q=3, layout="huge", config=SMALL_BLOCKS)  # 2^31 from a row to the next
+FAR_ROWS = call(head_dim=40, seqlen_q=37, layout="far_rows", config=SMALL_BLOCKS)  # 2^31 over 8 rows
 ODD_LAYOUT = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="odd", config=SMALL_BLOCKS)
 EVEN_LAYOUT = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="even", config=SMALL_BLOCKS)
 OFFSET = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="offset", config=SMALL_BLOCKS)
@@ -55,6 +56,8 @@ MUTATIONS = [
               "row * tensor.stride_row", "(int)(row * tensor.stride_row)", within="head_offset"),
     _mutation("a tile's offset in 32 bits", HUGE_STEPS,
               "from + row * tensor.stride_row", "from + (int)(row * tensor.stride_row)", within="load_tile"),
+    _mutation("step to a thread's next row in 32 bits", FAR_ROWS,
+              "source += ROW_STEP * tensor.stride_row;", "source += (int)(ROW_STEP * tensor.stride_row);"),
     _mutation("block of keys times stride in 32 bits", HUGE,
               "(long long)(block) * BLOCK_N * params.key.stride_row",
               "(int)(block) * BLOCK_N * (int)params.key.stride_row"),

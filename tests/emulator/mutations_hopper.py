@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from emulator.calls import call
+from emulator.calls import Call, call
 from emulator.mutation import Mutation
+from emulator.sweep import MANY_KEYS
 
 _call = partial(call, target="cuda:sm_90a", seeds=(0, 1, 2))
 SMALL_BLOCKS = "block_m=128,block_n=64,num_stages=2,persistent=1"
@@ -20,8 +21,13 @@ NEGATIVE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, scale=-0.1,
 THREE = _call(head_dim=64, seqlen_q=200, seqlen_k=250, heads_q=1, config="block_m=192,block_n=64,num_stages=2")
 # One block of keys for each tile of queries, and more stages of K than of Q: only Q's own barrier holds Q back.
 SHORT = _call(head_dim=64, seqlen_q=700, seqlen_k=60, config="block_m=128,block_n=64,num_stages=4,persistent=1")
+# One block of keys for each tile of queries, and V's stage is wanted again two tiles later.
+ONE_BLOCK = _call(head_dim=64, seqlen_q=700, seqlen_k=60, config=SMALL_BLOCKS)
+# One stage of Q, and a block has several tiles of queries.
+ONE_QUERY = _call(head_dim=128, seqlen_q=300, config="block_m=128,block_n=176,num_stages=2,persistent=1")
 # After many blocks of keys the largest scores of few rows change.
 MANY_BLOCKS = _call(head_dim=64, seqlen_q=128, seqlen_k=600, heads_q=1, config="block_m=128,block_n=16,num_stages=2")
+GROUPS_OF_HEADS = Call(MANY_KEYS, seeds=(0,))
 ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
 
 _mutation = partial(Mutation, "hopper forward")
@@ -34,6 +40,10 @@ MUTATIONS = [
               "gridDim.x - 1 - blockIdx.x", "gridDim.x - blockIdx.x"),
     _mutation("heads of the last group counted as full", GROUPED_CAUSAL,
               "rest / present;", "rest / (present + 1);"),
+    _mutation("heads of the first group only", GROUPS_OF_HEADS,
+              "int index = group * heads + rest % present", "int index = rest % present"),
+    _mutation("the last group as large as the others", GROUPS_OF_HEADS,
+              "min(heads, all - group * heads)", "min(heads, all)"),
     _mutation("causal: a block of keys too few on the diagonal", CAUSAL,
               "min(w.first_query + BLOCK_M, w.seqlen_k)", "min(w.first_query + BLOCK_M - 64, w.seqlen_k)"),
     _mutation("last block of keys left out", FULL,
@@ -75,6 +85,8 @@ MUTATIONS = [
               "barrier_wait(barriers + 8 * ring.stage, ring.phase ^ 1);"),
     _mutation("parity stays when a ring is through", FULL,
               "ring.phase ^= 1;", ";"),
+    _mutation("parity stays when a ring of one stage is through", ONE_QUERY,
+              "ring.phase ^= 1;", "ring.phase ^= N > 1;"),
     _mutation("a stage too many in a ring", FULL,
               "if (ring.stage == N) {", "if (ring.stage == N + 1) {"),
     _mutation("empty stage: arrivals of one consumer", FULL,
@@ -113,6 +125,11 @@ MUTATIONS = [
               "release(shared + KEY_EMPTY, keys);", "advance(keys);", times=2, only=2),
     _mutation("V not given back", FULL,
               "release(shared + VALUE_EMPTY, values);", "advance(values);", times=2, only=1),
+    _mutation("last V given back before it has been read", ONE_BLOCK,
+              "finish_rows(rows);\n  wgmma_wait<0>();\n  keep_registers(flat(output));\n"
+              "  release(shared + VALUE_EMPTY, values);",
+              "release(shared + VALUE_EMPTY, values);\n  finish_rows(rows);\n  wgmma_wait<0>();\n"
+              "  keep_registers(flat(output));"),
     _mutation("Q not given back", CAUSAL,
               "release(shared + QUERY_EMPTY, queries);", "advance(queries);"),
     _mutation("first scores read before they are there", FULL,

@@ -59,6 +59,16 @@ KINDS = (
     Kind("forward", "bf16", (40,), targets=HOPPER, causal_first=None),
 )
 FEATURES_HEAD_DIM = 40
+PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"  # one of those that are swept at that head dim
+# K and V of two of its heads fill the half of the cache that a group of heads may have: the last head is a group alone.
+MANY_KEYS = Case(
+    *("forward", "fp16", 256, 0, True),
+    heads_q=3,
+    seqlen_q=130,
+    seqlen_k=8800,
+    target="cuda:sm_90a",
+    config="block_m=128,block_n=48,num_stages=2,persistent=1",
+)
 TIMINGS = ("late", "random", "early")
 
 
@@ -81,12 +91,18 @@ def configs_of(case: Case) -> list[str]:
 
 
 def _at_borders(case: Case) -> Iterator[Case]:
-    """Sequence lengths at the borders of the config's blocks, and beside them."""
+    """Sequence lengths at the borders of the config's blocks, and beside them.
+
+    Of a persistent kernel, the blocks of threads are fewer than the tiles of queries, where there are several.
+    """
     sizes = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", case.config)}
     m, n = sizes["block_m"], sizes["block_n"]
     lengths = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
-    for sq, sk in lengths if case.head_dim < 128 else lengths[:2]:
-        yield replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)
+    for place, (sq, sk) in enumerate(lengths if case.head_dim < 128 else lengths[:2]):
+        one = replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)
+        if sizes.get("persistent"):  # the last with three tiles for two blocks
+            one = replace(one, processors=1) if place < 3 else replace(one, heads_q=3, processors=2)
+        yield one
 
 
 def every_config(kind: Kind) -> list[list[Case]]:
@@ -117,6 +133,11 @@ def every_feature(kind: Kind) -> list[list[Case]]:
         for d, dv in ((24, 40), (40, 33), (8, 8), (1, 1), (80, 16)):
             case = replace(base, head_dim=d, head_dim_v=dv, seqlen_k=66, heads_q=2, heads_kv=1)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
+        if target in HOPPER:
+            case = replace(base, config=PERSISTENT, batch=2, heads_q=2, heads_kv=1, seqlen_q=300, processors=3)
+            groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
+        if target in HOPPER and causal and MANY_KEYS.head_dim in kind.head_dims:
+            groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
     return groups
 
 

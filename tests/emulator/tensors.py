@@ -18,7 +18,7 @@ ROUNDING = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST = {"fp32": 2.0**-126, "fp16": 2.0**-24, "bf16": 2.0**-126}
 LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
-    *("even", "padded", "huge", "expanded"),
+    *("even", "padded", "huge", "far_rows", "expanded"),
 )
 
 
@@ -57,7 +57,7 @@ def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[tuple[int, .
     if layout == "odd_batch":  # all but one stride are aligned
         return (h * s * d + 1, s * d, d, 1), 0
     if layout == "odd_head":
-        return (h * (s * d + 1) + h % 2, s * d + 1, d, 1), 0
+        return ((h * (s * d + 1) + 7) // 8 * 8, s * d + 1, d, 1), 0
     if layout == "odd_row":
         return (h * s * (d + 1) * 8, s * (d + 1) * 8, d + 1, 1), 0
     if layout == "offset":  # aligned strides, unaligned base
@@ -77,6 +77,8 @@ def strides(shape: tuple[int, int, int, int], layout: str) -> tuple[tuple[int, .
     if layout == "huge":  # more than 2^31 elements between the rows of a head, and between heads
         step = 2**32 // max(s - 1, 1) // 8 * 8 + 8
         return (h * s * step, s * step, step, 1), 0
+    if layout == "far_rows":  # 8 rows reach past 2^31 elements, whatever their number
+        return (h * s * 2**28, s * 2**28, 2**28, 1), 0
     raise ValueError(f"layout is {layout!r}; it must be one of {LAYOUTS}")
 
 
@@ -97,7 +99,7 @@ def make(
     stride, offset = strides(shape, layout)
     if layout == "expanded" and name == "grad_output":
         stride = (0, 0, 0, 0)
-    if layout == "huge":
+    if layout in ("huge", "far_rows"):
         return _make_huge(name, shape, dtype, stride, values, writable)
     used = all(shape)
     count = offset + (sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1 if used else 0)

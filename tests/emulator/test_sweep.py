@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from emulator import command, sweep
+from emulator import command, sweep, tensors
 from emulator.attention import Case
 from emulator.data import DATA
 from emulator.sweep import Kind
@@ -76,6 +76,21 @@ def test_every_portable_config_is_swept_causal_and_full() -> None:
             assert len(masks) == min(len(places), 2), config
 
 
+@pytest.mark.parametrize("kind", [kind for kind in sweep.KINDS if kind.targets == sweep.HOPPER], ids=lambda k: k.name)
+def test_blocks_of_persistent_kernels_take_several_tiles(kind: Kind) -> None:
+    """Rings and their parities go on from tile to tile: each config shows it, and a call of many tiles."""
+    cases = [case for group in sweep.every_config(kind) for case in group if "persistent=1" in case.config]
+    persistent = {(case.head_dim, case.causal, case.config) for case in cases}
+    assert persistent
+    assert persistent == {(c.head_dim, c.causal, c.config) for c in cases if _tiles(c) > c.processors}
+    features = [case for group in sweep.every_feature(kind) for case in group if "persistent=1" in case.config]
+    assert {case.causal for case in features if _tiles(case) >= 4 * case.processors} == {False, True}
+
+
+def _tiles(case: Case) -> int:
+    return case.batch * case.heads_q * -(-case.seqlen_q // int(case.config.partition("block_m=")[2].partition(",")[0]))
+
+
 @every_kind
 def test_every_feature_is_swept(kind: Kind) -> None:
     """What a call may ask for is in the list for each op and dtype."""
@@ -93,6 +108,16 @@ def test_every_feature_is_swept(kind: Kind) -> None:
     assert any(case.scale < 0 for case in cases)
     assert {case.settings.timing for case in cases} == set(sweep.TIMINGS)
     assert {case.settings.shuffle for case in cases} == {False, True}
+
+
+@pytest.mark.parametrize(("layout", "place"), [("odd_batch", 0), ("odd_head", 1), ("odd_row", 2)])
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_a_layout_has_one_stride_that_is_odd(layout: str, place: int, heads: int) -> None:
+    """So that a kernel that does not look at this one is found out; rows are aligned where head dims are."""
+    strides, begin = tensors.strides((2, heads, 37, 40), layout)
+    assert [axis for axis, stride in enumerate(strides[:3]) if stride % 8] == [place]
+    assert strides[place] % 2 == 1
+    assert (strides[3], begin) == (1, 0)
 
 
 def test_a_wrong_kernel_fails_the_sweep() -> None:
