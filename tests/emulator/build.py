@@ -106,8 +106,11 @@ _DYNAMIC = re.compile(
     re.MULTILINE,
 )
 _BETWEEN = r"(?:\s|#line[^\n]*\n)*"
+_NESTED = r"[^()]*"  # with parentheses inside of each other, up to four
+for _ in range(4):
+    _NESTED = rf"(?:[^()]|\({_NESTED}\))*"
 _KERNEL = re.compile(
-    rf"__global__\s+void\b{_BETWEEN}(?:__launch_bounds__\s*\((?P<bounds>[^()]*)\){_BETWEEN})?(?P<name>(?!__)\w+)\s*\("
+    rf"__global__\s+void\b{_BETWEEN}(?:__launch_bounds__\s*\((?P<bounds>{_NESTED})\){_BETWEEN})?(?P<name>(?!__)\w+)\s*\("
 )
 
 

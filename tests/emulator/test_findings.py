@@ -160,6 +160,35 @@ extern "C" __global__ void kernel(float *out_x) { fill_more<32>(out_x); }"""
     assert re.search(r"^small\.cu:3 \(fill<33>\)", str(error.value), re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    "atomic",
+    ["reduce_add(inout_sum + at, 1.0f)", "atomicAdd(inout_sum + at, 1)", "atomicCAS((int *)inout_sum + at, 0, 1)"],
+)
+def test_place_of_an_atomic(atomic: str) -> None:
+    text = f"""
+static __device__ __forceinline__ void add(float *inout_sum, int at) {{
+  {atomic};
+}}
+extern "C" __global__ void kernel(float *inout_sum, int at) {{
+  add(inout_sum, at + threadIdx.x);
+}}"""
+    run(text, np.zeros(32, np.float32), 0)
+    with pytest.raises(EmulatorError) as error:
+        run(text, np.zeros(32, np.float32), 32)
+    place = r"^small\.cu:2 \(add\) < small\.cu:5 \(kernel\): .*inout_sum \+128, out of bounds"
+    assert re.search(place, str(error.value), re.MULTILINE)
+
+
+def test_launch_bounds_with_parentheses() -> None:
+    text = """
+extern "C" __global__ void __launch_bounds__(32 * (1 + (2 - 1)), (1)) kernel(int *out_x) {
+  out_x[threadIdx.x] = 1;
+}"""
+    run(text, np.zeros(64, np.int32), block=64)
+    with pytest.raises(EmulatorError, match="96 threads, more than its __launch_bounds__"):
+        run(text, np.zeros(96, np.int32), block=96)
+
+
 TURNS = """
 extern "C" __global__ void kernel(int *inout_flag, float *inout_sum, int blocks) {
   int turn = blocks - 1 - blockIdx.x;
