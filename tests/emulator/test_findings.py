@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from emulator import build, wrappers
 from emulator.machine import TIMINGS, EmulatorError, Settings
-from emulator.small import run
+from emulator.small import hopper, run
 from emulator.test_instructions import bits
 
 # C = A B for a block of 64 rows and 64 columns: four warps, K in tiles of 16 through two stages of shared memory.
@@ -255,6 +256,46 @@ static __device__ __forceinline__ void prefetch(const void *p) { asm volatile("p
 extern "C" __global__ void kernel(float *out_x) { prefetch(out_x); }"""
     with pytest.raises(NotImplementedError, match="no model of prefetch"):
         run(text, np.zeros(32, np.float32))
+
+
+CHANGED_WRAPPERS = {
+    "sign of a product": ("accumulate, 1, 1, %11,", "accumulate, -1, 1, %11,"),
+    "transposes": ("accumulate, 1, 1, %11, %12;", "accumulate, 1, 1, %12, %11;"),
+    "descriptors": ("}, %8, %9, accumulate", "}, %9, %8, accumulate"),
+    "predicate": ("setp.ne.b32", "setp.eq.b32"),
+    "result of a wait": ("selp.u32 %0, 1, 0, ended", "selp.u32 %0, 0, 1, ended"),
+    "bytes": ('"r"(barrier), "r"(bytes) : "memory"', '"r"(barrier), "r"(bytes / 2) : "memory"'),
+    "comment in the assembly": ("fence.proxy.async.shared::cta;", "// fence.proxy.async.shared::cta;"),
+    "no assembly": ('asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', ""),
+    "registers": ('"=r"(r[0]), "=r"(r[1])', '"=r"(r[1]), "=r"(r[0])'),
+    "size of a copy": ("valid ? BYTES : 0", "valid ? BYTES : BYTES"),
+    "type": ("cvt.rn.f16x2.f32", "cvt.rn.bf16x2.f32"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_WRAPPERS)
+def test_changed_wrapper(name: str) -> None:
+    """A function of inline assembly that is not the one of which there is a model, however little it differs."""
+    old, new = CHANGED_WRAPPERS[name]
+    source = hopper("fp16", (16,))
+    assert old in source
+    with pytest.raises(NotImplementedError, match=r"is not what the emulator has a model of|in one kernel"):
+        build.translate(source.replace(old, new))
+
+
+def test_wrapper_that_is_written_in_another_way() -> None:
+    """Comments, white space and how strings are divided do not matter; wrappers.txt has no more than the templates."""
+    source = hopper("fp16", (16,))
+    changed = source.replace("selp.u32 %0, 1, 0, ended", 'selp.u32 %0, "\n /* so */ "1, 0, ended')
+    changed = changed.replace("u32 ended;\n  asm volatile(", "u32  ended; // so\n#line 7\n asm  volatile (")
+    assert changed.count("so") == source.count("so") + 2
+    build.translate(changed)
+    assert wrappers.templates() == wrappers.EXPECTED.read_text()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_products_of_every_width(dtype: str) -> None:
+    build.translate(hopper(dtype, tuple(range(8, 257, 8))))
 
 
 def test_printf(capfd: pytest.CaptureFixture[str]) -> None:
