@@ -110,6 +110,11 @@ def _texts(name: str) -> dict[str, str]:
     return _expected().get(name, {})
 
 
+def _same(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def check(name: str, text: str) -> str:
     """Is this function what the emulator takes it for? The type that it says the kernel's elements have, or ""."""
     texts = _texts(name)
@@ -119,10 +124,12 @@ def check(name: str, text: str) -> str:
             "native/hopper_instructions.h, and its text in wrappers.txt (wrappers.py)"
         )
     if (found := normalised(text)) not in texts:
+        same, nearest = max((_same(found, t), t) for t in texts)
+        shown = slice(max(same - 40, 0), same + 40)
         raise NotImplementedError(
             f"{name} is not what the emulator has a model of: see whether native/instructions.h or "
             "native/hopper_instructions.h still does the same, then renew wrappers.txt (wrappers.py)\n"
-            f"it is now {found}\nexpected    " + "\nor          ".join(sorted(texts))
+            f"    it was ...{nearest[shown]}...\n    and is ...{found[shown]}..."
         )
     return texts[found]
 
