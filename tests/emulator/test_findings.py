@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from emulator import build, wrappers
 from emulator.machine import TIMINGS, EmulatorError, Settings
-from emulator.small import run
+from emulator.small import hopper, run
 from emulator.test_instructions import bits
 
 # C = A B for a block of 64 rows and 64 columns: four warps, K in tiles of 16 through two stages of shared memory.
@@ -160,6 +161,35 @@ extern "C" __global__ void kernel(float *out_x) { fill_more<32>(out_x); }"""
     assert re.search(r"^small\.cu:3 \(fill<33>\)", str(error.value), re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    "atomic",
+    ["reduce_add(inout_sum + at, 1.0f)", "atomicAdd(inout_sum + at, 1)", "atomicCAS((int *)inout_sum + at, 0, 1)"],
+)
+def test_place_of_an_atomic(atomic: str) -> None:
+    text = f"""
+static __device__ __forceinline__ void add(float *inout_sum, int at) {{
+  {atomic};
+}}
+extern "C" __global__ void kernel(float *inout_sum, int at) {{
+  add(inout_sum, at + threadIdx.x);
+}}"""
+    run(text, np.zeros(32, np.float32), 0)
+    with pytest.raises(EmulatorError) as error:
+        run(text, np.zeros(32, np.float32), 32)
+    place = r"^small\.cu:2 \(add\) < small\.cu:5 \(kernel\): .*inout_sum \+128, out of bounds"
+    assert re.search(place, str(error.value), re.MULTILINE)
+
+
+def test_launch_bounds_with_parentheses() -> None:
+    text = """
+extern "C" __global__ void __launch_bounds__(32 * (1 + (2 - 1)), (1)) kernel(int *out_x) {
+  out_x[threadIdx.x] = 1;
+}"""
+    run(text, np.zeros(64, np.int32), block=64)
+    with pytest.raises(EmulatorError, match="96 threads, more than its __launch_bounds__"):
+        run(text, np.zeros(96, np.int32), block=96)
+
+
 TURNS = """
 extern "C" __global__ void kernel(int *inout_flag, float *inout_sum, int blocks) {
   int turn = blocks - 1 - blockIdx.x;
@@ -226,6 +256,46 @@ static __device__ __forceinline__ void prefetch(const void *p) { asm volatile("p
 extern "C" __global__ void kernel(float *out_x) { prefetch(out_x); }"""
     with pytest.raises(NotImplementedError, match="no model of prefetch"):
         run(text, np.zeros(32, np.float32))
+
+
+CHANGED_WRAPPERS = {
+    "sign of a product": ("accumulate, 1, 1, %11,", "accumulate, -1, 1, %11,"),
+    "transposes": ("accumulate, 1, 1, %11, %12;", "accumulate, 1, 1, %12, %11;"),
+    "descriptors": ("}, %8, %9, accumulate", "}, %9, %8, accumulate"),
+    "predicate": ("setp.ne.b32", "setp.eq.b32"),
+    "result of a wait": ("selp.u32 %0, 1, 0, ended", "selp.u32 %0, 0, 1, ended"),
+    "bytes": ('"r"(barrier), "r"(bytes) : "memory"', '"r"(barrier), "r"(bytes / 2) : "memory"'),
+    "comment in the assembly": ("fence.proxy.async.shared::cta;", "// fence.proxy.async.shared::cta;"),
+    "no assembly": ('asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', ""),
+    "registers": ('"=r"(r[0]), "=r"(r[1])', '"=r"(r[1]), "=r"(r[0])'),
+    "size of a copy": ("valid ? BYTES : 0", "valid ? BYTES : BYTES"),
+    "type": ("cvt.rn.f16x2.f32", "cvt.rn.bf16x2.f32"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_WRAPPERS)
+def test_changed_wrapper(name: str) -> None:
+    """A function of inline assembly that is not the one of which there is a model, however little it differs."""
+    old, new = CHANGED_WRAPPERS[name]
+    source = hopper("fp16", (16,))
+    assert old in source
+    with pytest.raises(NotImplementedError, match=r"is not what the emulator has a model of|in one kernel"):
+        build.translate(source.replace(old, new))
+
+
+def test_wrapper_that_is_written_in_another_way() -> None:
+    """Comments, white space and how strings are divided do not matter; wrappers.txt has no more than the templates."""
+    source = hopper("fp16", (16,))
+    changed = source.replace("selp.u32 %0, 1, 0, ended", 'selp.u32 %0, "\n /* so */ "1, 0, ended')
+    changed = changed.replace("u32 ended;\n  asm volatile(", "u32  ended; // so\n#line 7\n asm  volatile (")
+    assert changed.count("so") == source.count("so") + 2
+    build.translate(changed)
+    assert wrappers.templates() == wrappers.EXPECTED.read_text()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_products_of_every_width(dtype: str) -> None:
+    build.translate(hopper(dtype, tuple(range(8, 257, 8))))
 
 
 def test_printf(capfd: pytest.CaptureFixture[str]) -> None:

@@ -246,6 +246,12 @@ static void mark_reads(const BulkCopy &copy, ReadState state) {
                 piece.end - piece.begin, state, false, copy.pc);
 }
 
+void mark_store_reads(const Warp &warp) {
+  for (auto &copy : copies)
+    if (copy->thread->warp == &warp && copy->kind != LOAD && !copy->read_awaited)
+      mark_reads(*copy, UNDER_WAY);
+}
+
 static void store(std::vector<Piece> pieces, Kind kind, int type, const char *what, uintptr_t pc) {
   Thread &thread = *machine.now;
   std::unique_ptr<BulkCopy> copy(new BulkCopy());
@@ -303,9 +309,7 @@ extern "C" void emu_bulk_wait(int pending, int only_reads) {
     }
   }
   copies = std::move(left);
-  for (auto &copy : copies) /* what they read too is still being read */
-    if (copy->thread == &thread && copy->kind != LOAD && !copy->read_awaited)
-      mark_reads(*copy, UNDER_WAY);
+  mark_open_reads(*thread.warp);
 }
 
 /* --- the end ----------------------------------------------------------------------------------------------------- */

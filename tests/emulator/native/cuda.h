@@ -211,14 +211,19 @@ EMU_SHUFFLE(__shfl_xor_sync, 3)
 /* --- memory ------------------------------------------------------------------------------------------------------ */
 
 #define EMU_UNSEEN __attribute__((no_sanitize("thread")))
+#define EMU_APART __attribute__((noinline))
 static __forceinline__ unsigned long __cvta_generic_to_shared(const void *p) { return emu_shared_window(p); }
 template <class T> static __forceinline__ T __ldg(const T *p) { return *p; }
+/* The access is seen where the atomic stands; the accesses that carry it out are in a function of their own, unseen. */
 #define EMU_ATOMIC(NAME, RESULT)                                                                                       \
-  template <class T, class V> EMU_UNSEEN T NAME(T *address, V value) {                                                 \
-    emu_touch_atomic(address, sizeof(T));                                                                              \
-    T old = *address, x = (T)value;                                                                                    \
+  template <class T> EMU_UNSEEN EMU_APART T emu_##NAME(T *address, T x) {                                              \
+    T old = *address;                                                                                                  \
     *address = RESULT;                                                                                                 \
     return old;                                                                                                        \
+  }                                                                                                                    \
+  template <class T, class V> static __forceinline__ T NAME(T *address, V value) {                                     \
+    emu_touch_atomic(address, sizeof(T));                                                                              \
+    return emu_##NAME(address, (T)value);                                                                              \
   }
 EMU_ATOMIC(atomicAdd, old + x)
 EMU_ATOMIC(atomicSub, old - x)
@@ -227,12 +232,16 @@ EMU_ATOMIC(atomicMin, x < old ? x : old)
 EMU_ATOMIC(atomicExch, x)
 EMU_ATOMIC(atomicOr, old | x)
 EMU_ATOMIC(atomicAnd, old &x)
-template <class T> EMU_UNSEEN T atomicCAS(T *address, T compare, T value) {
-  emu_touch_atomic(address, sizeof(T));
+template <class T> EMU_UNSEEN EMU_APART T emu_atomicCAS(T *address, T compare, T value) {
   T old = *address;
   if (old == compare)
     *address = value;
-  else
+  return old;
+}
+template <class T> static __forceinline__ T atomicCAS(T *address, T compare, T value) {
+  emu_touch_atomic(address, sizeof(T));
+  T old = emu_atomicCAS(address, compare, value);
+  if (old != compare)
     emu_yield();
   return old;
 }

@@ -7,17 +7,9 @@
 #ifndef EMU_TYPE /* of the 16-bit tensors: 0 fp16, 1 bf16 */
 #define EMU_TYPE 0
 #endif
-#ifdef EMU_HAS_ldmatrix_x1
-static __forceinline__ void ldmatrix_x1(unsigned &r, unsigned address) { emu_ldmatrix(&r, address, 1, 0); }
-#endif
-#ifdef EMU_HAS_ldmatrix_x2
-static __forceinline__ void ldmatrix_x2(unsigned (&r)[2], unsigned address) { emu_ldmatrix(r, address, 2, 0); }
-#endif
+
 #ifdef EMU_HAS_ldmatrix_x4
 static __forceinline__ void ldmatrix_x4(unsigned (&r)[4], unsigned address) { emu_ldmatrix(r, address, 4, 0); }
-#endif
-#ifdef EMU_HAS_ldmatrix_x2_trans
-static __forceinline__ void ldmatrix_x2_trans(unsigned (&r)[2], unsigned address) { emu_ldmatrix(r, address, 2, 1); }
 #endif
 #ifdef EMU_HAS_ldmatrix_x4_trans
 static __forceinline__ void ldmatrix_x4_trans(unsigned (&r)[4], unsigned address) { emu_ldmatrix(r, address, 4, 1); }

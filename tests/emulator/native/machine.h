@@ -258,6 +258,7 @@ void mark_bulk_write(const SharedPlace &place, size_t bytes, u32 agent, u32 phas
 void mark_barrier(const SharedPlace &place, uintptr_t pc);
 enum ReadState { UNDER_WAY, DONE };
 void mark_read(const SharedPlace &place, size_t bytes, ReadState state, bool collective, uintptr_t pc);
+void mark_open_reads(const Warp &warp); /* after DONE: what this warp still reads, be it the same */
 void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc);
 
 /* registers.cpp */
@@ -281,11 +282,13 @@ u32 barrier_agent(const Block &block, const Mbarrier &barrier);
 void bulk_launch();
 void bulk_at_exit(Thread &thread);
 void bulk_end(Block &block);
+void mark_store_reads(const Warp &warp);
 bool bulk_pending(); /* there are copies that are not done */
 bool bulk_step();    /* one goes on; false: there is none */
 
 /* wgmma.cpp */
 void products_at_exit(Thread &thread);
+void mark_product_reads(const Warp &warp);
 bool products_pending(); /* there are products that have not read their operands */
 bool products_step();    /* one does; false: there is none */
 

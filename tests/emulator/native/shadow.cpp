@@ -251,6 +251,11 @@ void mark_read(const SharedPlace &target, size_t bytes, ReadState state, bool co
   }
 }
 
+void mark_open_reads(const Warp &warp) {
+  mark_store_reads(warp);
+  mark_product_reads(warp);
+}
+
 void touch_global(Region &region, size_t offset, size_t bytes, Access access, uintptr_t pc) {
   bool writes = !is_read(access);
   if (writes && !region.writable)

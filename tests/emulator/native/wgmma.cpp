@@ -61,6 +61,11 @@ static void mark_reads(const Warp &warp, const Product &product, ReadState state
                  [&](u32 address) { mark_read(chunk_place(warp, address, product.pc), 16, state, true, product.pc); });
 }
 
+void mark_product_reads(const Warp &warp) {
+  for (const Product &product : warp.products)
+    mark_reads(warp, product, UNDER_WAY);
+}
+
 /* --- computing --------------------------------------------------------------------------------------------------- */
 
 /* Lane (g = l / 4, t = l % 4) holds of rows g and g + 8 the columns 2t, 2t + 1 of each 8. */
@@ -281,8 +286,7 @@ static void wait(Warp &warp, u32, void **arguments) {
     if (--product.c->products == 0)
       give_back(*product.c);
   }
-  for (Product &product : warp.products) /* what they read too is still being read */
-    mark_reads(warp, product, UNDER_WAY);
+  mark_open_reads(warp);
 }
 
 extern "C" void emu_wgmma_wait(int pending) {
