@@ -23,6 +23,7 @@ typedef struct fa_family {
   /* Optional: which of the switches above make another kernel of this problem; NULL: none. The others are
    * taken back before a problem is looked up, tuned or rendered (fa_problem_normalize). */
   unsigned (*variants)(const fa_problem *problem);
+  /* Configs to try, best guess first, at most FA_MAX_CANDIDATES; those that check_config refuses are left out later. */
   int (*candidates)(const fa_problem *problem, const fa_shape *shape, fa_config *configs);
   int (*check_config)(const fa_problem *problem, const fa_config *config, char *message, size_t message_size);
   /* Phases and compile options; `source` is left alone. */

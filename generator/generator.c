@@ -87,8 +87,14 @@ int fa_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *c
                   size_t message_size) {
   if (fa_problem_check(problem, message, message_size) != 0)
     return -1;
-  int count = find_family(problem)->candidates(problem, shape, configs);
-  if (count < 1 || count > FA_MAX_CANDIDATES)
+  const fa_family *family = find_family(problem);
+  const int listed = family->candidates(problem, shape, configs);
+  int count = 0;
+  for (int i = 0; i < listed && listed <= FA_MAX_CANDIDATES; i++) {
+    configs[count] = configs[i];
+    count += family->check_config(problem, &configs[count], message, message_size) == 0;
+  }
+  if (count < 1)
     return fail(message, message_size, "no config of target '%s' fits head_dim %d and head_dim_v %d", problem->target,
                 problem->head_dim, problem->head_dim_v);
   return count;
