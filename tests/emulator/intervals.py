@@ -139,13 +139,17 @@ def _weights(case: Case, given: dict[str, Tensor], model: str) -> Weights:
     block_n = int(dict(item.split("=") for item in used.split(","))["block_n"])
     blocks = math.ceil(case.seqlen_k / block_n)
 
-    s = scores.x.masked_fill(hidden, -math.inf)
-    padded = torch.nn.functional.pad(s, (0, blocks * block_n - case.seqlen_k), value=-math.inf)
-    of_block = padded.unflatten(-1, (blocks, block_n)).amax(-1)
-    largest = of_block.flip(-1).cummax(-1).values.flip(-1).repeat_interleave(block_n, -1)[..., : case.seqlen_k]
+    def largest_so_far(x: Tensor) -> Tensor:
+        """Of each key's row, in its block of keys and those behind it; -inf where the row sees none of them."""
+        seen, beyond = x.masked_fill(hidden, -math.inf), (0, blocks * block_n - case.seqlen_k)
+        padded = torch.nn.functional.pad(seen, beyond, value=-math.inf)
+        of_block = padded.unflatten(-1, (blocks, block_n)).amax(-1)
+        return of_block.flip(-1).cummax(-1).values.flip(-1).repeat_interleave(block_n, -1)[..., : case.seqlen_k]
+
+    low, largest, high = (largest_so_far(x) for x in (scores.x - scores.error, scores.x, scores.x + scores.error))
     largest_seen = largest.masked_fill(largest.isinf(), 0)  # there are blocks of which a row sees nothing
+    of_largest = torch.maximum(high - largest, largest - low).masked_fill(largest.isinf(), 0)
     argument = (scores.x - largest_seen).masked_fill(hidden, 0) * factor
-    of_largest = scores.error.masked_fill(hidden, 0).amax(-1, keepdim=True)  # no maximum is further off
     relative = weight_error(argument, scores.error + of_largest, factor, largest_seen, WEIGHT_EXPONENT[case.dtype])
     weight = torch.exp2(argument).masked_fill(hidden, 0)
 
@@ -156,9 +160,8 @@ def _weights(case: Case, given: dict[str, Tensor], model: str) -> Weights:
     total = (weight * rescale).sum(-1, keepdim=True)
     total_error = (weight * rescale * (relative + rescaling)).sum(-1, keepdim=True)
     total_error = total_error + total * (case.seqlen_k + blocks + 8) * ULP
-    low, high = (x.masked_fill(hidden, -math.inf).amax(-1) for x in (scores.x - scores.error, scores.x + scores.error))
     return Weights(
-        *(arithmetic, block_n, blocks, factor, Value((low + high) / 2, (high - low) / 2)),
+        *(arithmetic, block_n, blocks, factor, Value(largest[..., 0], of_largest[..., 0])),
         *(weight, relative, rescale, rescaling, Value(total, total_error)),
     )
 

@@ -152,7 +152,7 @@ def emulate(case: Case, given: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
 def outside(path: Path, name: str, op: str) -> list[str]:
     """What of a case lies outside of the intervals that are derived in intervals.py: the GPU's and the emulator's.
 
-    Most elements at 16 bits can be one number only.
+    Most elements of an output in bf16 can be one number only.
     """
     target, settings = str(np.load(path)["target"]), Settings(model=model(path))
     case, given = recorded_attention.filled(name, op, target, settings), recorded_attention.inputs(name)
