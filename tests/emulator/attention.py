@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emulator import data, tensors
 from emulator.machine import EmulatorError, Kernel, Memory, Session, Settings, lonely
-from emulator.tensor_map import TensorMap, encode
+from emulator.tensor_map import encode
 from emulator.tensors import FaTensor, Strided
 from flash_attention import _native
 
@@ -135,13 +135,17 @@ def fitted(case: Case, inputs: dict[str, Strided], shapes: dict[str, tuple[int, 
     return case if mapped else replace(case, target=case.target.rstrip("a"))
 
 
-def tensor_map_of(case: Case, name: str, tensor: FaTensor, cols: int, rows: int) -> TensorMap:
+# What a tensor map is made of: address, dtype, sizes, strides in bytes, box, swizzle.
+MapFields = tuple[int, str, tuple[int, ...], list[int], tuple[int, ...], int]
+
+
+def map_fields(case: Case, name: str, tensor: FaTensor, cols: int, rows: int) -> MapFields:
     """What the runtime encodes for a launch (runtime/cuda_maps.c): boxes of 64 columns, swizzled."""
     seqlen, heads = (case.seqlen_q, case.heads_q) if name == "query" else (case.seqlen_k, case.heads_kv)
     sizes = (cols, seqlen, heads, case.batch)
     strides = (tensor.stride_row, tensor.stride_head, tensor.stride_batch)
     in_bytes = [16 if size <= 1 else 2 * stride for size, stride in zip(sizes[1:], strides, strict=True)]
-    return encode(tensor.data, case.dtype, sizes, in_bytes, (64, rows, 1, 1), 128)
+    return tensor.data, case.dtype, sizes, in_bytes, (64, rows, 1, 1), 128
 
 
 def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None, change: Change) -> list[str]:
@@ -158,12 +162,35 @@ def run_op(case: Case, op: str, memory: dict[str, Strided], lse: Memory | None, 
         num_splits=p.num_splits,
         **{name: getattr(case, name) for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k")},
     )
-    arguments = [params, *(tensor_map_of(case, name, memory[name].struct(), *box) for name, *box in p.maps)]
+    maps = (encode(*map_fields(case, name, memory[name].struct(), *box)) for name, *box in p.maps)
+    arguments = [params, *maps]
     for entry, block, shared, grid in p.phases:
         if grid:
             session.launch(kernel, entry, grid, block, shared, arguments, case.settings)
     results = [n for n, s in memory.items() if s.memory[0].writable] + (["lse"] if lse and lse.writable else [])
     return [f"{name}: {session.unwritten(name)} bytes are not written" for name in results if session.unwritten(name)]
+
+
+def run_given(case: Case, op: str, read: dict[str, Tensor], written: dict[str, Tensor]) -> None:
+    """Run one op on contiguous tensors; those in `written` have its results. `lse` (flat, fp32) is among them.
+
+    Raises EmulatorError with what was found.
+    """
+    memory: dict[str, Strided] = {}
+    for name, tensor in (*read.items(), *written.items()):
+        if name != "lse":
+            new = name in written
+            values = None if new else tensor
+            memory[name] = tensors.make(name, tuple(tensor.shape), case.dtype, "contiguous", values, new)
+    given = read.get("lse", written.get("lse"))
+    lse = None if given is None else Memory("lse", lonely(given.nbytes), "lse" in written)
+    if lse and "lse" in read:
+        lse.array[:] = read["lse"].contiguous().view(torch.uint8).numpy()
+    if problems := run_op(case, op, memory, lse, unchanged):
+        raise EmulatorError("\n".join(problems))
+    for name, tensor in written.items():
+        found = torch.from_numpy(lse.array).view(torch.float32) if lse and name == "lse" else memory[name].tensor
+        tensor.copy_(found)
 
 
 def emulate(case: Case, change: Change = unchanged) -> dict[str, Tensor]:

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from emulator import tensors
+from emulator import infinite, tensors
 from reference import reference
 
 if TYPE_CHECKING:
     from emulator.attention import Case
 
 # What query and key are multiplied by. "integers": rounded to integers, so that scores are exact; "nan": a key is
-# NaN; "positive": value is.
+# NaN; "positive": value is; "infinite": a few elements of all inputs are infinite or NaN (infinite.py).
 DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0, "integers": 3.0, "nan": 1.0, "positive": 1.0}
+DATA["infinite"] = 1.0
 
 
 def shapes(case: Case) -> dict[str, tuple[int, int, int, int]]:
@@ -32,6 +33,8 @@ def values(case: Case) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(case.data_seed)
     dtype = tensors.TORCH[case.dtype]
     result = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes(case).items()}
+    if case.data == "infinite" and case.seqlen_k:
+        infinite.sprinkle(case, result)
     if case.layout == "expanded":
         result = {name: tensors.expand(name, x) for name, x in result.items()}
     for name in ("query", "key"):
@@ -46,7 +49,9 @@ def values(case: Case) -> dict[str, Tensor]:
 
 
 def results(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Output and gradients in float64."""
+    """Output and gradients in float64; of "infinite" those that must not show it."""
+    if case.data == "infinite":
+        inputs = {name: infinite.cleaned(x) for name, x in inputs.items()}
     exact = reference(*inputs.values(), is_causal=case.causal, scale=case.scale)
     return dict(zip(("output", "grad_query", "grad_key", "grad_value"), exact, strict=True))
 
@@ -73,12 +78,24 @@ def errors_beside_pytorch(case: Case, actual: dict[str, Tensor]) -> dict[str, fl
 def check(case: Case, inputs: dict[str, Tensor], actual: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
     """What is wrong with the results, a text for each."""
     magnitudes = _magnitudes(case, inputs) if case.seqlen_k else expected
-    found = (_check(case, name, tensor, expected[name], magnitudes[name]) for name, tensor in actual.items())
-    return [text for text in found if text]
+    masks = None
+    if case.data == "infinite" and case.seqlen_k:
+        masks = infinite.must_show(case, inputs), infinite.reference_keeps_finite(case, inputs)
+    found = []
+    for name, tensor in actual.items():
+        wrong, right = _wrong(case, tensor, expected[name], magnitudes[name]), expected[name]
+        if masks:
+            must, kept = masks[0][name], masks[1][name]
+            wrong, right = torch.where(tensor.isfinite(), wrong | must, kept & ~must), right.masked_fill(must, math.nan)
+        if wrong.any():
+            found.append(tensors.describe_wrong(name, tensor, right, wrong))
+    return found
 
 
 def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list[str]:
     """Of forward's largest score and sum of weights of each row; a text if some are wrong.
+
+    Where a score is infinite or NaN the two must not make a finite number: that is how backward knows of it.
 
     A score is a sum of exact products. A tensor core cuts each of up to 17 terms off at 2^-23 of the largest, twice
     for every 16 columns. A sum of weights has a rounding for each key, those of its exponents, and exp2_approx's.
@@ -86,9 +103,9 @@ def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list
     q, k = (inputs[name].double() for name in ("query", "key"))
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores, magnitude = q @ k.mT * case.scale, q.abs() @ k.abs().mT * abs(case.scale)
-    if case.causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        scores, magnitude = scores.masked_fill_(hidden, -math.inf), magnitude.masked_fill_(hidden, 0)
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) & torch.tensor(case.causal)
+    spoiled = (~scores.isfinite() & ~hidden).any(-1)
+    scores, magnitude = scores.masked_fill_(hidden, -math.inf), magnitude.masked_fill_(hidden, 0)
     bound = -(-case.head_dim // 16) * 2 * 17 * 2.0**-23 * magnitude.amax(-1) + 2.0**-100
     largest = lse[..., 0].double() * abs(case.scale)
     total = largest + lse[..., 1].double().log()
@@ -98,7 +115,9 @@ def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list
         ("largest score", largest, scores.amax(-1), bound),
         ("log of the sum of exponentials", total, scores.logsumexp(-1), bound + exponents),
     ):
-        wrong = ~((actual - expected).abs() <= error) & expected.isfinite()
+        wrong = ~((actual - expected).abs() <= error) & ~spoiled
+        if actual is total:
+            wrong, expected = wrong | (spoiled & total.isfinite()), expected.masked_fill(spoiled, math.nan)
         if wrong.any():
             place = tuple(wrong.nonzero()[0].tolist())
             text = f"{name}{list(place)} is {actual[place]:.8g}, must be {expected[place]:.8g}"
@@ -108,7 +127,7 @@ def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list
 
 def _magnitudes(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Output and gradients with every term counted positive: what errors are in proportion to."""
-    q, k, v, do = (x.double().nan_to_num() for x in inputs.values())
+    q, k, v, do = (infinite.cleaned(x.double()) for x in inputs.values())
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = q @ k.mT * case.scale
@@ -125,10 +144,9 @@ def _magnitudes(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"output": p @ v.abs(), "grad_query": ds @ k.abs(), "grad_key": dk, "grad_value": dv}
 
 
-def _check(case: Case, name: str, actual: Tensor, expected: Tensor, magnitude: Tensor) -> str:
+def _wrong(case: Case, actual: Tensor, expected: Tensor, magnitude: Tensor) -> Tensor:
     """Coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
     units = 2 if case.dtype != "fp32" else 16  # tensor cores cut sums off
     bound = tensors.ROUNDING[case.dtype] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
     same = (actual == expected.to(actual.dtype)) | (actual.isnan() & expected.isnan())
-    wrong = ~((actual.double() - expected).abs() <= bound) & ~same
-    return tensors.describe_wrong(name, actual, expected, wrong) if wrong.any() else ""
+    return ~((actual.double() - expected).abs() <= bound) & ~same

@@ -1,4 +1,6 @@
-"""Between which values a result of the portable attention kernels must lie, wherever they run.
+"""Between which values a result of the attention kernels must lie, wherever they run: the portable ones, and Hopper's
+forward, which does the same in the same order (wgmma sums k in steps of 16 as mma does, into one accumulator that is
+rescaled between blocks of keys; each scores' accumulator begins at 0).
 
 Every rounding of the kernels' algorithm is followed in float64 with a bound of its own; none is tuned. What differs
 between a GPU and the emulator is in them: 2^x (2 units in the last place, PTX ISA: ex2.approx), whether a product and a
@@ -10,12 +12,14 @@ sum are contracted, the order of sums. The terms:
                 2^-22 of each is lost, and 2^-22 of the product where low * low is left out. The steps of low * high and
                 high * low come first, with sums that are 2^-11 of the others; and each accumulator takes a piece of the
                 inner dimension, whose sums are added in fp32
-    weights     2^argument: ln 2 times the argument's error, which is that of the score times the factor and a rounding
-                for each operation; 2^-22 for 2^x
+    weights     2^argument: ln 2 times the argument's error, which is that of the score and of the row's largest score
+                times the factor, and a rounding for each operation; 2^-22 for 2^x. The exponent of the kernel's unit of
+                weights (WEIGHT_EXPONENT of softmax.h) is added to the argument before it is rounded
     16 bits     a weight x with the error e is rounded to something between round(x - e) and round(x + e). That is one
                 number for most x: only those beside the middle of two neighbours may fall either way. So a weight is
                 formed here as the kernel forms it, from the largest score of the blocks of keys so far
-    output      a rescale for each block of keys, with an error as a weight's; the row's sum; a division
+    output      a rescale for each block of keys, with an error as a weight's: its exponents add up to how far the
+                largest score has grown; the row's sum; a division
     gradients   from the output and the statistics that are given: bits, with no error
 """
 
@@ -27,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emulator.attention import Case, problem
+from emulator.attention import Case, config, problem
 from emulator.tensors import TORCH
 from flash_attention import _native
 
@@ -35,6 +39,7 @@ EXP2 = 2.0**-22 + 2.0**-24  # relative: the GPU's, and the emulator's, which rou
 ULP = 2.0**-24  # a rounding in fp32, relative
 SPLIT = 2.0**-22  # an fp32 number as two fp16, relative
 SPLIT_ABSOLUTE = 2.0**-38  # the same, of the largest of its tile
+WEIGHT_EXPONENT = {"fp16": 0, "bf16": -20, "fp32": 14}
 STEP = {"hopper": 17 * 2.0**-25 + 2.0**-23, "ampere": 2 * (9 * 2.0**-24 + 2.0**-23)}
 
 
@@ -96,9 +101,9 @@ def to_16(x: Tensor, dtype: str) -> Tensor:
     return x.float().to(TORCH[dtype]).double()
 
 
-def weight_error(argument: Tensor, score_error: Tensor, factor: float, largest: Tensor) -> Tensor:
-    """Relative, of 2^argument with argument = (score - largest) * factor."""
-    roundings = 3 * ULP * argument.abs() + 2 * ULP * (largest * factor).abs()
+def weight_error(argument: Tensor, score_error: Tensor, factor: float, largest: Tensor, exponent: int = 0) -> Tensor:
+    """Relative, of 2^(argument + exponent) with argument = (score - largest) * factor."""
+    roundings = 3 * ULP * argument.abs() + 2 * ULP * (largest * factor).abs() + 2 * ULP * abs(exponent)
     return torch.expm1(math.log(2) * (score_error * factor + roundings)) + EXP2
 
 
@@ -123,35 +128,40 @@ class Weights:
     weight: Tensor  # relative to the largest score of the blocks so far
     relative: Tensor  # error
     rescale: Tensor  # from there to the largest of the row
-    rescaling: float  # relative error
+    rescaling: Tensor  # relative error
     total: Value  # of each row, relative to its largest score
 
 
 def _weights(case: Case, given: dict[str, Tensor], model: str) -> Weights:
     arithmetic, factor = Arithmetic(case.dtype, model), case.scale / math.log(2)
     scores, hidden = _scores(case, arithmetic, given)
-    _, used = _native.source(problem(case, "forward"))
+    _, used = _native.source(problem(case, "forward"), config(case, "forward").decode())
     block_n = int(dict(item.split("=") for item in used.split(","))["block_n"])
     blocks = math.ceil(case.seqlen_k / block_n)
 
-    s = scores.x.masked_fill(hidden, -math.inf)
-    padded = torch.nn.functional.pad(s, (0, blocks * block_n - case.seqlen_k), value=-math.inf)
-    of_block = padded.unflatten(-1, (blocks, block_n)).amax(-1)
-    largest = of_block.flip(-1).cummax(-1).values.flip(-1).repeat_interleave(block_n, -1)[..., : case.seqlen_k]
+    def largest_so_far(x: Tensor) -> Tensor:
+        """Of each key's row, in its block of keys and those behind it; -inf where the row sees none of them."""
+        seen, beyond = x.masked_fill(hidden, -math.inf), (0, blocks * block_n - case.seqlen_k)
+        padded = torch.nn.functional.pad(seen, beyond, value=-math.inf)
+        of_block = padded.unflatten(-1, (blocks, block_n)).amax(-1)
+        return of_block.flip(-1).cummax(-1).values.flip(-1).repeat_interleave(block_n, -1)[..., : case.seqlen_k]
+
+    low, largest, high = (largest_so_far(x) for x in (scores.x - scores.error, scores.x, scores.x + scores.error))
     largest_seen = largest.masked_fill(largest.isinf(), 0)  # there are blocks of which a row sees nothing
+    of_largest = torch.maximum(high - largest, largest - low).masked_fill(largest.isinf(), 0)
     argument = (scores.x - largest_seen).masked_fill(hidden, 0) * factor
-    relative = weight_error(argument, scores.error, factor, largest_seen)
+    relative = weight_error(argument, scores.error + of_largest, factor, largest_seen, WEIGHT_EXPONENT[case.dtype])
     weight = torch.exp2(argument).masked_fill(hidden, 0)
 
-    rescale = torch.exp2((largest - largest[..., :1]) * factor)  # the first block is the last to be added
-    rescaling = blocks * (EXP2 + 4 * ULP)
+    growth = (largest[..., :1] - largest_seen) * factor  # the first block is the last to be added
+    rescale = torch.exp2(-growth).masked_fill(largest.isinf(), 0)
+    # Of each: 2^x and a product; of its exponent, at most four roundings in proportion to it (in fp32).
+    rescaling = blocks * (EXP2 + ULP) + 4 * ULP * math.log(2) * growth.masked_fill(largest.isinf(), 0)
     total = (weight * rescale).sum(-1, keepdim=True)
-    total_error = (weight * rescale * relative).sum(-1, keepdim=True) + total * (
-        rescaling + (case.seqlen_k + blocks + 8) * ULP
-    )
-    low, high = (x.masked_fill(hidden, -math.inf).amax(-1) for x in (scores.x - scores.error, scores.x + scores.error))
+    total_error = (weight * rescale * (relative + rescaling)).sum(-1, keepdim=True)
+    total_error = total_error + total * (case.seqlen_k + blocks + 8) * ULP
     return Weights(
-        *(arithmetic, block_n, blocks, factor, Value((low + high) / 2, (high - low) / 2)),
+        *(arithmetic, block_n, blocks, factor, Value(largest[..., 0], of_largest[..., 0])),
         *(weight, relative, rescale, rescaling, Value(total, total_error)),
     )
 
@@ -174,7 +184,7 @@ def statistics(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor
     """
     w = _weights(case, given, model)
     total, error = w.total.x[..., 0], w.total.error[..., 0]
-    error = error + (total + error) * (torch.expm1(math.log(2) * w.largest.error * w.factor) + EXP2 + 2 * ULP)
+    error = error + (total + error) * (EXP2 + 2 * ULP)  # of the weights of all keys, the largest score's is in theirs
     largest_error = w.largest.error + ULP * w.largest.x.abs()
     low, high = (torch.stack((w.largest.x + sign * largest_error, total + sign * error), -1) for sign in (-1, 1))
     return low, high

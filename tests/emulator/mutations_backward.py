@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from emulator.calls import Call, Repeated, call
@@ -25,6 +26,11 @@ ORDERED_MORE_KEYS = call(
     "backward", "fp16", 40, seqlen_q=20, seqlen_k=70, causal=True, deterministic=True, config=LONG_BLOCKS
 )
 FP32 = call("backward", "fp32", 40, seqlen_q=70, seqlen_k=66, heads_q=2, heads_kv=1, config=SMALL_BLOCKS)
+# An infinity or NaN in each input, each in a head of keys of its own.
+INFINITE = call(
+    "backward", "fp16", 40, causal=True, batch=7, seqlen_q=40, seqlen_k=60, data="infinite", config=SMALL_BLOCKS
+)
+INFINITE_32 = replace(INFINITE, case=replace(INFINITE.case, dtype="fp32"))
 TURNS = Repeated(ORDERED.case, (0, 1, 2))
 ONE_BY_ONE = Call(ORDERED.case, (2,))  # one block at a time
 
@@ -104,6 +110,13 @@ MUTATIONS = [
               "bool masked = w.first_key + BLOCK_N > w.seqlen_k;", "bool masked = false;"),
     _mutation("rows of keys exchanged in the mask", CAUSAL,
               "first_key + e / 2 * 8", "first_key + e % 2 * 8"),
+    # --- infinities
+    _mutation("a sum of weights that is NaN taken for that of no keys", INFINITE,
+              "1 / lse[1]", "lse[1] > 0 ? 1 / lse[1] : 0.0f"),
+    _mutation("hidden weights multiplied by 0", INFINITE,
+              "s.weights[n][e] = 0;", "s.weights[n][e] *= 0;"),
+    _mutation("hidden d_scores multiplied by 0", INFINITE,
+              "s.d_scores[n][e] = 0;", "s.d_scores[n][e] *= 0;"),
     # --- gradients
     _mutation("d_scores not transposed for dQ", CAUSAL,
               "load_fragment_trans(a[m], a_at", "load_fragment(a[m], a_at"),
@@ -166,6 +179,9 @@ MUTATIONS = [
     _mutation("fp32: low d_scores in the high ones' place", FP32,
               "tiles.d_scores + at + (BLOCK_N + 8 * h) * PITCH_M + n * 8) = low;",
               "tiles.d_scores + at + 8 * h * PITCH_M + n * 8) = low;"),
+    _mutation("fp32: an infinite d_score decides the scale of its tile", INFINITE_32,
+              "magnitude = finite_magnitude(s.d_scores[n][e]);",
+              "magnitude = __float_as_uint(s.d_scores[n][e]) & 0x7fffffffu;"),
     _mutation("fp32: factors of Q and dO exchanged", FP32,
               "float d_unit = tiles.grad_factors[stage]", "float d_unit = tiles.query_factors[stage]"),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from emulator.calls import call
@@ -31,6 +32,9 @@ NO_LSE = call(head_dim=40, seqlen_q=70, heads_q=1, without=("lse",), config=SMAL
 # Forward: fp32.
 FULL_32 = call("forward", "fp32", 40, seqlen_q=70, seqlen_k=141, heads_q=2, heads_kv=1, config=SMALL_BLOCKS)
 CAUSAL_32 = call("forward", "fp32", 40, seqlen_q=130, heads_q=1, causal=True, config=SMALL_BLOCKS)
+# An infinity or NaN in each input, each in a head of keys of its own.
+INFINITE = call(head_dim=40, batch=7, seqlen_q=40, seqlen_k=61, heads_q=2, data="infinite", config=SMALL_BLOCKS)
+INFINITE_32 = replace(INFINITE, case=replace(INFINITE.case, dtype="fp32", causal=True))
 # Backward, which reads what forward left: 1 or 0 are the only weights of such scores.
 LSE_OF_LARGE = call("backward", head_dim=40, seqlen_q=70, heads_q=1, data="integers", scale=1e4)
 
@@ -162,6 +166,13 @@ MUTATIONS = [
               "bool mine = is_large(product);", "bool mine = false;"),
     _mutation("rounding of the maximum in lse not undone", LSE_OF_LARGE,
               "rows.sum[m][h] * exp2_approx(-rest)", "rows.sum[m][h] * exp2_approx(rest)"),
+    # --- infinities
+    _mutation("a score of -inf forgotten", INFINITE,
+              "rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;", ";"),
+    _mutation("a score of -inf forgotten at the next block", INFINITE,
+              "rows.poisoned |= low == -INF ?", "rows.poisoned = low == -INF ?"),
+    _mutation("a score of -inf known to one lane", INFINITE,
+              "rows.poisoned |= __shfl_xor_sync(0xffffffffu, rows.poisoned, 1);", ";"),
     # --- results
     _mutation("not divided by the sum", FULL,
               "float inverse = 1 / divisor;", "float inverse = 1;"),
@@ -196,6 +207,11 @@ MUTATIONS = [
               "values + ((BLOCK_N + k * 16) * PITCH_V + n * 8) * 2", "values + (k * 16 * PITCH_V + n * 8) * 2"),
     _mutation("fp32: scale too large for fp16", FULL_32,
               "int k = 14 + 127 -", "int k = 16 + 127 -"),
+    _mutation("fp32: an infinity without the NaN beside it", INFINITE_32,
+              "low = pack(x - to_float((half_bits)high),",
+              "low = pack(x - x == 0 ? x - to_float((half_bits)high) : 0.0f,"),
+    _mutation("fp32: an infinity decides the scale of its tile", INFINITE_32,
+              "return bits < 0x7f800000u ? bits : 0;", "return bits;"),
     _mutation("fp32: factor of K's block forgotten", FULL_32,
               "rows.key_factor = key_factor;", "rows.key_factor = 1;"),
     _mutation("fp32: factor of V's block forgotten", FULL_32,

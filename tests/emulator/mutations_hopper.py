@@ -28,6 +28,8 @@ ONE_QUERY = _call(head_dim=128, seqlen_q=300, config="block_m=128,block_n=176,nu
 # After many blocks of keys the largest scores of few rows change.
 MANY_BLOCKS = _call(head_dim=64, seqlen_q=128, seqlen_k=600, heads_q=1, config="block_m=128,block_n=16,num_stages=2")
 GROUPS_OF_HEADS = Call(MANY_KEYS, seeds=(0,))
+# An infinity or NaN in each input, each in a head of keys of its own.
+INFINITE = _call(head_dim=64, batch=7, seqlen_q=40, seqlen_k=130, data="infinite", config=SMALL_BLOCKS)
 ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
 
 _mutation = partial(Mutation, "hopper forward")
@@ -189,6 +191,10 @@ MUTATIONS = [
               "rows.first + 16 * m + 8 * h);", "rows.first + 16 * m + 8 * h + 1);"),
     _mutation("largest score as if one were positive", ONE_KEY,
               "if (__any_sync(0xffffffffu, highest < 0)) {", "if (false) {"),
+    _mutation("a score of -inf not among the lowest", INFINITE,
+              "lowest >= 0xff800000u", "lowest > 0xff800000u"),
+    _mutation("a score of -inf forgotten at the next block", INFINITE,
+              "rows.poisoned |= lowest", "rows.poisoned = lowest"),
     # --- registers
     _mutation("more registers asked for than there are", FULL,
               "registers_increase<240>();", "registers_increase<248>();", within="forward"),

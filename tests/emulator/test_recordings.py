@@ -6,6 +6,9 @@ sums: both results must lie between the same values, which intervals.py derives.
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,12 @@ from torch import Tensor
 
 from emulator import attention, intervals, launches, tensors
 from emulator.attention import Case
-from emulator.machine import Memory, Settings, lonely
+from emulator.machine import Settings
 from gpu import attention as recorded_attention
 from gpu import operands, recorded
 
-FILES = sorted((Path(__file__).parent / "recordings").glob("sm_*/*.npz"))
+RECORDINGS = Path(__file__).parent / "recordings"
+FILES = [f for f in sorted(RECORDINGS.glob("sm_*/*.npz")) if not f.stem.startswith("attention_hopper")]
 
 
 def kinds(prefix: str) -> list[pytest.param]:
@@ -31,7 +35,7 @@ def kinds(prefix: str) -> list[pytest.param]:
 
 def model(path: Path) -> str:
     """How the tensor cores add on which it was recorded."""
-    return "hopper" if path.parent.name == "sm_90" else "ampere"
+    return "hopper" if path.parent.name in ("sm_90", "emulator") else "ampere"
 
 
 def assert_same_bits(actual: np.ndarray, expected: np.ndarray, names: list[str]) -> None:
@@ -125,42 +129,92 @@ def test_exp2_is_within_what_intervals_count(path: Path) -> None:
     assert (ours[small] == 0).all()
 
 
-def emulate(case: Case, given: dict[str, Tensor], output: Tensor, lse: Tensor) -> dict[str, Tensor]:
-    """Output and statistics by forward, gradients by backward from this output and these statistics."""
-    made = {name: tensors.make(name, tuple(t.shape), case.dtype, "contiguous", t) for name, t in given.items()}
-    written = tensors.make("output", tuple(output.shape), case.dtype, "contiguous", None, True)
-    statistics = Memory("lse", lonely(lse.nbytes), True)
-    forward = {name: made[name] for name in ("query", "key", "value")}
-    problems = attention.run_op(case, "forward", {**forward, "output": written}, statistics, attention.unchanged)
-    found = torch.from_numpy(statistics.array.copy()).view(torch.float32)
-    statistics = Memory("lse", lonely(lse.nbytes))
-    statistics.array[:] = lse.contiguous().view(torch.uint8).numpy()
-    wanted = {
-        name: tensors.make(name, tuple(given[name.removeprefix("grad_")].shape), case.dtype, "contiguous", None, True)
-        for name in recorded_attention.GRADIENTS
+def load(path: Path, case: Case) -> dict[str, Tensor]:
+    """What was recorded of a case: 16-bit tensors are kept as their bits."""
+    file = np.load(path)
+    if "config" in file and str(file["config"]) != case.config:
+        raise ValueError(f"{path.name} is of the config {file['config']}, the case has {case.config}: record again")
+    names = [name for name in ("output", *recorded_attention.GRADIENTS) if name in file]
+    results = {name: torch.from_numpy(file[name]).view(tensors.TORCH[case.dtype]) for name in names}
+    return {**results, "lse": torch.from_numpy(file["lse"])}
+
+
+def emulate(case: Case, given: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output and statistics by forward; gradients, where there are theirs, by backward from their output and theirs."""
+    ours = {name: torch.full_like(tensor, math.nan) for name, tensor in theirs.items()}
+    forward = {name: given[name] for name in recorded_attention.FORWARD}
+    attention.run_given(case, "forward", forward, {name: ours[name] for name in ("output", "lse")})
+    if wanted := {name: ours[name] for name in recorded_attention.GRADIENTS if name in ours}:
+        attention.run_given(case, "backward", {**given, "output": theirs["output"], "lse": theirs["lse"]}, wanted)
+    return ours
+
+
+def outside(path: Path, name: str, op: str) -> list[str]:
+    """What of a case lies outside of the intervals that are derived in intervals.py: the GPU's and the emulator's.
+
+    Most elements of an output in bf16 can be one number only.
+    """
+    target, settings = str(np.load(path)["target"]), Settings(model=model(path))
+    case, given = recorded_attention.filled(name, op, target, settings), recorded_attention.inputs(name)
+    theirs = load(path, case)
+    ours = emulate(case, given, theirs)
+    allowed = {
+        "output": intervals.output(case, given, settings.model),
+        "lse": intervals.statistics(case, given, settings.model),
     }
-    read = {**made, "output": tensors.make("output", tuple(output.shape), case.dtype, "contiguous", output)}
-    problems += attention.run_op(case, "backward", {**read, **wanted}, statistics, attention.unchanged)
-    assert not problems
-    return {"output": written.tensor, "lse": found, **{name: made.tensor for name, made in wanted.items()}}
+    if op == "backward":
+        allowed |= intervals.gradients(case, given, theirs["output"], theirs["lse"], settings.model)
+    found = []
+    for what, (low, high) in allowed.items():
+        for who, results in (("the GPU", theirs), ("the emulator", ours)):
+            result = results[what].view(low.shape)
+            wrong = ~((low <= result.double()) & (result.double() <= high))
+            if wrong.any():
+                found.append(f"{who}: {tensors.describe_wrong(what, result, (low + high) / 2, wrong)}")
+    return found
 
 
 @pytest.mark.parametrize("path", kinds("attention"))
 def test_attention_is_as_on_the_gpu(path: Path) -> None:
-    """Both lie in the intervals that are derived in intervals.py; most elements at 16 bits can be one number only."""
-    file, name = np.load(path), path.stem.removeprefix("attention_")
-    settings = Settings(model=model(path))
-    case = recorded_attention.filled(name, "backward", str(file["target"]), settings)
-    given, kind = recorded_attention.inputs(name), tensors.TORCH[case.dtype]
-    theirs = {n: torch.from_numpy(file[n]).view(kind) for n in ("output", *recorded_attention.GRADIENTS)}
-    lse = torch.from_numpy(file["lse"])
-    ours = emulate(case, given, theirs["output"], lse)
-    allowed = intervals.gradients(case, given, theirs["output"], lse, settings.model)
-    allowed["output"] = intervals.output(case, given, settings.model)
-    allowed["lse"] = intervals.statistics(case, given, settings.model)
-    theirs["lse"], ours["lse"] = (x.view(allowed["lse"][0].shape) for x in (lse, ours["lse"]))
-    for what, (low, high) in allowed.items():
-        for who, result in (("the GPU", theirs[what]), ("the emulator", ours[what])):
-            wrong = ~((low <= result.double()) & (result.double() <= high))
-            text = tensors.describe_wrong(what, result, (low + high) / 2, wrong) if wrong.any() else ""
-            assert not text, f"{who}: {text}"
+    """The portable kernels."""
+    assert not outside(path, path.stem.removeprefix("attention_"), "backward")
+
+
+@pytest.mark.parametrize("name", recorded_attention.HOPPER)
+def test_hopper_forward_is_as_on_the_gpu(name: str) -> None:
+    """wgmma and TMA, as one kernel uses them."""
+    path = RECORDINGS / "sm_90" / f"attention_{name}.npz"
+    if not path.exists():
+        pytest.skip(f"there is no recording {path.relative_to(RECORDINGS.parents[2])} yet: tests/gpu/record.py")
+    assert not outside(path, name, "forward")
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hopper's recordings with the emulator in the GPU's place, from the command that records on one."""
+    folder = tmp_path_factory.mktemp("recordings")
+    command = [sys.executable, Path(recorded.__file__).with_name("record.py"), folder, "--emulate", "--only", "hopper"]
+    subprocess.run(command, check=True)
+    return folder / "emulator"
+
+
+@pytest.mark.parametrize("name", recorded_attention.HOPPER)
+def test_a_number_outside_of_its_interval_is_found(emulated: Path, name: str, tmp_path: Path) -> None:
+    """What the emulator recorded passes; with one number moved past its bound, it does not."""
+    path = emulated / f"attention_{name}.npz"
+    assert not outside(path, name, "forward")
+    arrays, scratch = dict(np.load(path)), tmp_path / "emulator" / "changed.npz"
+    scratch.parent.mkdir()
+    case, given = recorded_attention.filled(name, "forward", "cuda:sm_90a"), recorded_attention.inputs(name)
+    for what, allowed in (("output", intervals.output), ("lse", intervals.statistics)):
+        high = allowed(case, given, "hopper")[1].flatten()
+        place = len(high) // 3
+        kind = tensors.TORCH[case.dtype] if what == "output" else torch.float32
+        above = torch.nextafter(high[place].to(kind), torch.tensor(math.inf, dtype=kind))
+        while above.double() <= high[place]:
+            above = torch.nextafter(above, torch.tensor(math.inf, dtype=kind))
+        changed = arrays[what].copy()
+        changed.reshape(-1)[place] = above.view({2: torch.int16, 4: torch.float32}[above.itemsize]).item()
+        np.savez(scratch, **{**arrays, what: changed})
+        (text,) = outside(scratch, name, "forward")
+        assert text.startswith(f"the GPU: {what}: 1 of"), text

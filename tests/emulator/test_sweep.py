@@ -6,12 +6,16 @@ What ran is printed. The cases are in sweep.py.
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
-from emulator import command, sweep, tensors
+from emulator import command, data, infinite, sweep, tensors
 from emulator.attention import Case
 from emulator.data import DATA
 from emulator.sweep import Kind
@@ -108,6 +112,38 @@ def test_every_feature_is_swept(kind: Kind) -> None:
     assert any(case.scale < 0 for case in cases)
     assert {case.settings.timing for case in cases} == set(sweep.TIMINGS)
     assert {case.settings.shuffle for case in cases} == {False, True}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", [(70, 100), (100, 70), (1, 1)])
+def test_infinite_data_asks_for_what_is_promised(causal: bool, sizes: tuple[int, int]) -> None:
+    """What does not attend to an infinity or NaN, and is finite in PyTorch's math backend, must be right."""
+    options = {"batch": infinite.NUM_SLOTS, "heads_q": 2, "seqlen_q": sizes[0], "seqlen_k": sizes[1]}
+    case = Case("backward", head_dim=8, causal=causal, data="infinite", **options).filled()
+    inputs = data.values(case)
+    must, kept = infinite.must_show(case, inputs), infinite.reference_keeps_finite(case, inputs)
+    leaves = [inputs[name].double().requires_grad_() for name in ("query", "key", "value")]
+    with sdpa_kernel(SDPBackend.MATH):
+        output = scaled_dot_product_attention(*leaves, is_causal=causal)
+        gradients = torch.autograd.grad(output, leaves, inputs["grad_output"].double())
+    for (name, wanted), result in zip(must.items(), (output, *gradients), strict=True):
+        assert (kept[name] | wanted)[result.isfinite()].all(), name
+        assert wanted.any(), name
+        assert (kept[name] & ~wanted).any(), name
+
+
+def test_infinite_data_in_wrong_places_is_found() -> None:
+    """A number where there must be none, none where there must be one, a wrong one beside them."""
+    case = Case(head_dim=8, causal=True, batch=infinite.NUM_SLOTS, seqlen_q=20, data="infinite").filled()
+    inputs = data.values(case)
+    expected = data.results(case, inputs)
+    output = expected["output"].masked_fill(infinite.must_show(case, inputs)["output"], math.nan).half()
+    assert not data.check(case, inputs, {"output": output}, expected)
+    for place, wrong in ((output.isnan(), 0.5), (output.isfinite(), math.nan), (output.isfinite(), 9.0)):
+        changed = output.clone()
+        changed[tuple(place.nonzero()[0])] = wrong
+        (text,) = data.check(case, inputs, {"output": changed}, expected)
+        assert "1 of" in text
 
 
 @pytest.mark.parametrize(("layout", "place"), [("odd_batch", 0), ("odd_head", 1), ("odd_row", 2)])

@@ -1,8 +1,9 @@
-"""The portable attention kernels on a GPU, launched phase by phase as the emulator runs them, for recordings."""
+"""Attention's kernels on a GPU, launched phase by phase as the emulator runs them, for recordings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,16 +16,34 @@ from emulator.machine import Settings
 from emulator.tensors import TORCH, FaTensor
 from gpu import driver
 
-# Both types of products, one and several blocks of queries and keys, odd sizes, grouped heads, a head_dim_v of its own.
-CASES = {
+# Of the portable kernels, forward and backward: both types of products, one and several blocks of queries and keys, odd
+# sizes, grouped heads, a head_dim_v of its own.
+PORTABLE = {
     "bf16_causal": Case(dtype="bf16", head_dim=64, causal=True, heads_q=1, seqlen_q=150),
     "fp16_grouped": Case(dtype="fp16", head_dim=33, head_dim_v=24, heads_q=2, heads_kv=1, seqlen_q=40, seqlen_k=141),
     "fp32_causal": Case(dtype="fp32", head_dim=64, causal=True, heads_q=1, seqlen_q=67),
     "fp32_odd": Case(dtype="fp32", head_dim=19, heads_q=1, seqlen_q=37, seqlen_k=130),
 }
+# Of Hopper's, forward alone. Configs are named: a weight's rounding depends on the block of keys that it is in, so that
+# a recording is of one config. More blocks of keys than stages, two and three consumers, one and two chunks of 64
+# columns, tiles that are not full, several tiles for a persistent block.
+HOPPER = {
+    "hopper_bf16_causal": Case(dtype="bf16", head_dim=64, causal=True, heads_q=1, seqlen_q=200,
+                               config="block_m=192,block_n=32,num_stages=2,persistent=0"),
+    "hopper_fp16_grouped": Case(dtype="fp16", head_dim=40, head_dim_v=24, heads_q=2, heads_kv=1, seqlen_q=140,
+                                seqlen_k=213, config="block_m=128,block_n=64,num_stages=2,persistent=1"),
+    "hopper_bf16_wide": Case(dtype="bf16", head_dim=128, heads_q=1, seqlen_q=70, seqlen_k=333,
+                             config="block_m=128,block_n=80,num_stages=2,persistent=1"),
+}  # fmt: skip
+CASES = {**PORTABLE, **{name: replace(case, target="cuda:sm_90a") for name, case in HOPPER.items()}}
 DEFAULT = Settings()
-GIVEN = ("query", "key", "value", "grad_output")
+FORWARD = ("query", "key", "value")
+GIVEN = (*FORWARD, "grad_output")
 GRADIENTS = ("grad_query", "grad_key", "grad_value")
+
+# Runs one op of a case with tensors on the CPU, those that it reads and those that it writes; `lse` is one of them.
+# run_on_gpu, or the emulator's run_given.
+Run = Callable[[Case, str, dict[str, Tensor], dict[str, Tensor]], None]
 
 
 def filled(name: str, op: str, target: str, settings: Settings = DEFAULT) -> Case:
@@ -50,29 +69,35 @@ def _struct(tensor: Tensor) -> FaTensor:
     return FaTensor(tensor.data_ptr(), *tensor.stride())
 
 
-def _run(case: Case, op: str, tensors: dict[str, Tensor], lse: Tensor) -> None:
-    plan = attention.plan(case, op)
+def run_on_gpu(case: Case, op: str, read: dict[str, Tensor], written: dict[str, Tensor]) -> None:
+    plan, tensors = attention.plan(case, op), {n: t.cuda() for n, t in (read | written).items()}
+    lse, structs = tensors.pop("lse"), {n: _struct(t) for n, t in tensors.items()}
     workspace = torch.full((max(plan.workspace_bytes, 1),), 255, dtype=torch.uint8, device="cuda")
     params = FaParams(
-        **{name: _struct(tensor) for name, tensor in tensors.items()},
+        **structs,
         lse=lse.data_ptr(),
         workspace=workspace.data_ptr(),
         softmax_scale=case.scale,
         num_splits=plan.num_splits,
         **{name: getattr(case, name) for name in ("batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_k")},
     )
+    maps = (driver.encode(*attention.map_fields(case, name, structs[name], *box)) for name, *box in plan.maps)
+    arguments = [params, *maps]
     for entry, block, shared_bytes, grid in plan.phases:
         function = driver.function(attention.source(case, op), case.target, entry)
-        driver.launch_pointers(function, grid, block, shared_bytes, [params])
+        driver.launch_pointers(function, grid, block, shared_bytes, arguments)
+    for name, tensor in written.items():
+        tensor.copy_(lse if name == "lse" else tensors[name])
 
 
-def on_gpu(name: str, target: str) -> dict[str, Tensor]:
-    """Output, statistics and gradients of one case, on the CPU."""
-    case, given = filled(name, "backward", target), {n: t.cuda() for n, t in inputs(name).items()}
-    results = {n: torch.full_like(given[n.replace("grad_", "")], math.nan) for n in GRADIENTS}
-    output = torch.full_like(given["grad_output"], math.nan)
-    lse = torch.zeros(case.batch * case.heads_q * case.seqlen_q * 2, dtype=torch.float32, device="cuda")
-    forward = {n: given[n] for n in ("query", "key", "value")}
-    _run(filled(name, "forward", target), "forward", {**forward, "output": output}, lse)
-    _run(case, "backward", {**given, "output": output, **results}, lse)
-    return {n: t.cpu() for n, t in {"output": output, "lse": lse, **results}.items()}
+def record(run: Run, name: str, target: str) -> dict[str, Tensor]:
+    """Output and statistics of one case, and gradients where its backward is recorded. All are NaN before."""
+    case, given = filled(name, "forward", target), inputs(name)
+    lse = torch.full((case.batch * case.heads_q * case.seqlen_q * 2,), math.nan)
+    results = {"output": torch.full_like(given["grad_output"], math.nan), "lse": lse}
+    run(case, "forward", {n: given[n] for n in FORWARD}, results)
+    if name in HOPPER:
+        return results
+    gradients = {n: torch.full_like(given[n.removeprefix("grad_")], math.nan) for n in GRADIENTS}
+    run(filled(name, "backward", target), "backward", {**given, **results}, gradients)
+    return {**results, **gradients}

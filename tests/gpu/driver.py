@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,23 +77,30 @@ class _Words(ctypes.Structure):
     _fields_ = (("words", ctypes.c_uint64 * 24),)
 
 
-def _encode(tensor_map: TensorMap, address: int) -> ctypes.Array:
-    """The 128 bytes of a tensor map, aligned to 64."""
-    if tensor_map.array.values.itemsize != ELEMENT_BYTES[tensor_map.dtype]:
-        raise ValueError(f"{tensor_map.array.name} is not made of {tensor_map.dtype}")
-    space = _Words()
+def encode(
+    address: int, dtype: str, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int], swizzle: int
+) -> ctypes.Array:
+    """The 128 bytes of a tensor map, aligned to 64; arguments are those of the emulator's encode (tensor_map.py)."""
+    space, rank = _Words(), len(sizes)
     start = ctypes.addressof(space)
     words = (ctypes.c_uint64 * 16).from_buffer(space, -start % 64)
     result = _encoder()(
-        *(ctypes.addressof(words), ELEMENT_TYPES[tensor_map.dtype], 2, address),
-        (ctypes.c_uint64 * 2)(*tensor_map.sizes),
-        (ctypes.c_uint64 * 1)(tensor_map.row_bytes),
-        (ctypes.c_uint32 * 2)(*tensor_map.box),
-        (ctypes.c_uint32 * 2)(1, 1),
-        *(0, SWIZZLES[tensor_map.swizzle], 2, 0),  # not interleaved; promoted to 128 bytes in L2; filled with zeros
+        *(ctypes.addressof(words), ELEMENT_TYPES[dtype], rank, address),
+        (ctypes.c_uint64 * rank)(*sizes),
+        (ctypes.c_uint64 * max(rank - 1, 1))(*strides),
+        (ctypes.c_uint32 * rank)(*box),
+        (ctypes.c_uint32 * rank)(*[1] * rank),
+        *(0, SWIZZLES[swizzle], 2, 0),  # not interleaved; promoted to 128 bytes in L2; filled with zeros
     )
     check(result, "cuTensorMapEncodeTiled")
     return words
+
+
+def _encode(tensor_map: TensorMap, address: int) -> ctypes.Array:
+    if tensor_map.array.values.itemsize != ELEMENT_BYTES[tensor_map.dtype]:
+        raise ValueError(f"{tensor_map.array.name} is not made of {tensor_map.dtype}")
+    rows = [tensor_map.row_bytes]
+    return encode(address, tensor_map.dtype, tensor_map.sizes, rows, tensor_map.box, tensor_map.swizzle)
 
 
 def here(target: str) -> str:

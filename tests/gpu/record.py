@@ -3,8 +3,13 @@
     PYTHONPATH=python python tests/gpu/record.py tests/emulator/recordings
 
 writes one compressed file for each kind to sm_90 there, if that is the GPU's: operands and results of mma.sync and (on
-sm_90) wgmma, boxes that TMA copied, exp2_approx and conversions, and the portable attention kernels. Each says on
-which device with which driver and compiler. Below a minute.
+sm_90) wgmma, boxes that TMA copied, exp2_approx and conversions, and the attention kernels: the portable ones and (on
+sm_90) Hopper's forward. Each says on which device with which driver and compiler. Each is recorded in a process of its
+own: after a fault a process can do nothing more on a GPU, and one that hangs is ended. Two minutes or so.
+
+    PYTHONPATH=python python tests/gpu/record.py tests/emulator/recordings --only hopper
+
+writes the files with this in their name alone, attention_hopper_*.npz.
 
 With --emulate the emulator stands in for the GPU, which shows that everything here runs; such files are no recordings.
 """
@@ -15,7 +20,8 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +35,7 @@ from gpu.recorded import DTYPES, Run
 
 Files = dict[str, Callable[[], dict[str, np.ndarray]]]
 WIDTHS = (8, 64, 80, 128, 256)
+LIMIT = 300  # seconds for a file
 TILES = 6  # of mma.sync, for each class of operands
 
 
@@ -63,20 +70,22 @@ def record_functions(run: Run) -> dict[str, np.ndarray]:
     return result
 
 
-def record_attention(name: str) -> dict[str, np.ndarray]:
+def record_attention(run: attention.Run, name: str, target: str) -> dict[str, np.ndarray]:
     """Bits of 16-bit tensors; inputs are attention.inputs(name)."""
-    target = "cuda:sm_90" if torch.cuda.get_device_capability() >= (9, 0) else "cuda:sm_80"
-    results = attention.on_gpu(name, target)
+    results = attention.record(run, name, target)
     as_stored = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.float32}
     arrays = {n: t.contiguous().view(as_stored[t.dtype]).numpy() for n, t in results.items()}
-    return {"target": np.array(target), **arrays}
+    return {"target": np.array(target), "config": np.array(attention.CASES[name].config), **arrays}
 
 
-def files(run: Run, is_hopper: bool, with_attention: bool) -> Files:
+def files(run: Run, run_attention: attention.Run, is_hopper: bool) -> Files:
+    def of_attention(names: Iterable[str], target: str) -> Files:
+        return {f"attention_{name}": partial(record_attention, run_attention, name, target) for name in names}
+
     kinds: Files = {f"mma_{dtype}": lambda d=dtype: record_mma(run, d) for dtype in DTYPES}  # type: ignore[misc]
     kinds["functions"] = lambda: record_functions(run)
-    for name in attention.CASES if with_attention else ():
-        kinds[f"attention_{name}"] = lambda name=name: record_attention(name)  # type: ignore[misc]
+    kinds |= of_attention(attention.PORTABLE, "cuda:sm_90" if is_hopper else "cuda:sm_80")
+    kinds |= of_attention(attention.HOPPER if is_hopper else (), "cuda:sm_90a")
     for dtype in DTYPES:
         for n in WIDTHS if is_hopper else ():
             kinds[f"wgmma_{dtype}_n{n}"] = lambda d=dtype, n=n: record_wgmma(run, d, n)  # type: ignore[misc]
@@ -85,10 +94,13 @@ def files(run: Run, is_hopper: bool, with_attention: bool) -> Files:
     return kinds
 
 
-def record_alone(folder: Path, name: str) -> None:
-    """In a process of its own: what TMA does not take is a fault, after which a process can do nothing more."""
-    command = [sys.executable, __file__, str(folder), "--only", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def record_alone(folder: Path, name: str, emulate: bool) -> None:
+    """In a process of its own."""
+    command = [sys.executable, __file__, str(folder), "--alone", name, *["--emulate"] * emulate]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done after {LIMIT} s") from None
     if done.returncode:
         raise RuntimeError(f"{done.stdout[-400:]} {done.stderr[-400:]}")
 
@@ -103,29 +115,33 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the files go")
     parser.add_argument("--emulate", action="store_true", help="the emulator instead of a GPU")
     parser.add_argument("--only", default="", metavar="TEXT", help="files with this in their name")
+    parser.add_argument("--alone", default="", metavar="NAME", help="the file of this name, in this process")
     arguments = parser.parse_args()
     if arguments.emulate:
         from emulator import launches
+        from emulator.attention import run_given
 
         run, about, kind = launches.run, "the emulator, which is no device", "emulator"
+        run_attention: attention.Run = run_given
     else:
         if reason := driver.missing("cuda:sm_80"):
             sys.exit(f"record.py: {reason}")
         kind = driver.here("cuda:sm_80").removeprefix("cuda:")
         run, about = driver.run, f"{driver.device_and_driver()}, {compiler()}, PyTorch {torch.__version__}"
-    folder = arguments.folder / kind
+        run_attention = attention.run_on_gpu
+    folder, kinds = arguments.folder / kind, files(run, run_attention, kind in ("sm_90", "emulator"))
     folder.mkdir(parents=True, exist_ok=True)
+    if arguments.alone:
+        np.savez_compressed(folder / f"{arguments.alone}.npz", about=np.array(about), **kinds[arguments.alone]())
+        return
+    names, failed = [name for name in kinds if arguments.only in name], []
+    if not names:
+        sys.exit(f"record.py: no file has {arguments.only!r} in its name; there are {', '.join(kinds)}")
     print(about)
-    failed = []
-    for name, record in files(run, kind in ("sm_90", "emulator"), not arguments.emulate).items():
-        if arguments.only not in name:
-            continue
+    for name in names:
         start, path = time.monotonic(), folder / f"{name}.npz"
         try:
-            if name.startswith("boxes") and arguments.only != name and not arguments.emulate:
-                record_alone(arguments.folder, name)
-            else:
-                np.savez_compressed(path, about=np.array(about), **record())
+            record_alone(arguments.folder, name, arguments.emulate)
         except RuntimeError as error:  # the others are worth having
             failed.append(name)
             print(f"{name}: {error}", flush=True)

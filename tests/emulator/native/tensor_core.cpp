@@ -1,11 +1,13 @@
 /*
- * How tensor cores add, after published measurements: products are exact; they and the accumulator are aligned to
- * the largest exponent among them, what lies below the kept bits is cut off, and the sum is cut to fp32.
+ * How tensor cores add, after published measurements (Fasi et al., PeerJ Computer Science 7:e330, 2021; Khattak and
+ * Mikaitis, arXiv:2512.07004): products are exact; they and the accumulator are aligned to the largest exponent among
+ * them, what lies below the kept bits is cut off, and the sum is cut to fp32.
  *     Hopper: all 16 products at once, 25 bits of fraction
- *     Ampere: k 0 to 7, then k 8 to 15, 24 bits of fraction
+ *     Ampere, Ada: k 0 to 7, then k 8 to 15, 24 bits of fraction
  * The third model rounds the exact sum once. A sum of zeros is +0, whatever their signs.
  *
- * That of Hopper is an H100's, bit for bit: test_recordings.py. That of Ampere has not been held against a GPU.
+ * That of Hopper is an H100's, bit for bit: test_recordings.py. That of Ampere and Ada is as published: no such card
+ * has been recorded.
  */
 #include "tensor_core.h"
 
