@@ -1,13 +1,14 @@
 /*
- * The Hopper family: wgmma, TMA and warp specialisation, for sm_90a. So far forward at 16 bits, for head dims that TMA
- * can copy rows of. What it does not own, on that target too, is the portable family's.
+ * The Hopper family: wgmma, TMA and warp specialisation, for sm_90a. So far both passes at 16 bits, for head dims that
+ * TMA can copy rows of; backward up to 128, and where no fixed order of sums is asked for. What it does not own, on
+ * that target too, is the portable family's.
  *
  * A config is
- *   block_m      queries of a block of threads, 64 for each warpgroup that computes
- *   block_n      keys that are worked on at a time
- *   num_stages   tiles of K, and of V, that shared memory holds
- *   persistent   1: a block of threads takes one tile of queries after another, and loads ahead into the next; 0: one
- *                tile each, which the GPU hands out as blocks end: better where tiles are long and unequal
+ *   block_m      queries of a block of threads; in forward 64 for each warpgroup that computes
+ *   block_n      keys that are worked on at a time (forward), or keys of a block of threads, 64 for each such warpgroup
+ *   num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
+ *   persistent   forward. 1: a block of threads takes one tile of queries after another, and loads ahead into the next;
+ * 0: one tile each, which the GPU hands out as blocks end: better where tiles are long and unequal
  */
 #include "generator/family.h"
 
@@ -18,6 +19,8 @@ enum {
   SHARED_LIMIT = 227 * 1024, /* CUDA C++ Programming Guide, compute capability 9.0 */
   ROW_BYTES = 128,           /* of a row of a chunk of 64 columns */
   BARRIER_BYTES = 8,
+  STATS_BYTES = 16,   /* of a query row: struct row_stats of templates/cuda/workspace.h */
+  EDGE_THREADS = 256, /* of a block of backward's first and last phase */
 };
 
 typedef struct hopper_config {
@@ -31,49 +34,75 @@ static hopper_config read_config(const fa_config *config) {
                          .persistent = fa_config_get(config, "persistent", 0)};
 }
 
-static void write_config(hopper_config from, fa_config *config) {
-  *config = (fa_config){.count = 4,
+static void write_config(const fa_problem *problem, hopper_config from, fa_config *config) {
+  *config = (fa_config){.count = problem->op == FA_FORWARD ? 4 : 3,
                         .item = {{"block_m", from.block_m},
                                  {"block_n", from.block_n},
                                  {"num_stages", from.num_stages},
                                  {"persistent", from.persistent}}};
 }
 
-static int count_consumers(hopper_config c) { return c.block_m / 64; }
+static int count_consumers(const fa_problem *problem, hopper_config c) {
+  return (problem->op == FA_FORWARD ? c.block_m : c.block_n) / 64;
+}
 
-/* As templates/hopper/shared.h lays it out. */
-static int shared_bytes_with(const fa_problem *problem, hopper_config c, int query_stages) {
-  int chunks_qk = ceil_div(problem->head_dim, 64), chunks_v = ceil_div(problem->head_dim_v, 64);
-  int rows = query_stages * chunks_qk * c.block_m + c.num_stages * c.block_n * (chunks_qk + chunks_v);
+/* Chunks of 64 columns. */
+static int chunks_qk(const fa_problem *problem) { return ceil_div(problem->head_dim, 64); }
+static int chunks_v(const fa_problem *problem) { return ceil_div(problem->head_dim_v, 64); }
+
+/* As templates/hopper/forward_shared.h lays it out. */
+static int forward_shared_with(const fa_problem *problem, hopper_config c, int query_stages) {
+  int rows = query_stages * chunks_qk(problem) * c.block_m +
+             c.num_stages * c.block_n * (chunks_qk(problem) + chunks_v(problem));
   return rows * ROW_BYTES + (2 * query_stages + 4 * c.num_stages) * BARRIER_BYTES;
 }
 
 /* A second tile of queries is loaded while the first is worked on, where there is room and a next one. */
 static int query_stages(const fa_problem *problem, hopper_config c) {
-  return c.persistent && shared_bytes_with(problem, c, 2) <= SHARED_LIMIT ? 2 : 1;
+  return c.persistent && forward_shared_with(problem, c, 2) <= SHARED_LIMIT ? 2 : 1;
+}
+
+/* As templates/hopper/backward_shared.h lays it out. */
+static int backward_shared(const fa_problem *problem, hopper_config c) {
+  int chunks = chunks_qk(problem) + chunks_v(problem);
+  int rows = (c.block_n + c.num_stages * c.block_m) * chunks + 2 * c.block_m / 64 * c.block_n;
+  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + (5 + 4 * c.num_stages) * BARRIER_BYTES;
 }
 
 static int shared_bytes(const fa_problem *problem, hopper_config c) {
-  return shared_bytes_with(problem, c, query_stages(problem, c));
+  return problem->op == FA_FORWARD ? forward_shared_with(problem, c, query_stages(problem, c))
+                                   : backward_shared(problem, c);
 }
 
-/* Registers of a thread: what setmaxnreg shares out of the 64 Ki of an SM, in warpgroups of 128 threads. */
-static int consumer_registers(hopper_config c) { return count_consumers(c) == 3 ? 160 : 240; }
-static int producer_registers(hopper_config c) { return count_consumers(c) == 3 ? 32 : 24; }
+/* dQ of a block of 64 queries is split by columns, else by queries: 64 for each warpgroup. */
+static bool dq_by_columns(hopper_config c) { return c.block_m == 64; }
 
-/* Those that hold sums of the output, scores, and weights at 16 bits. */
+/* Registers of a thread: what setmaxnreg shares out of the 64 Ki of an SM, in warpgroups of 128 threads. */
+static int consumer_registers(const fa_problem *problem, hopper_config c) {
+  return count_consumers(problem, c) == 3 ? 160 : 240;
+}
+static int producer_registers(const fa_problem *problem, hopper_config c) {
+  return count_consumers(problem, c) == 3 ? 32 : 24;
+}
+
+/* Registers of forward that hold sums of the output, scores, and weights at 16 bits. */
 static int accumulators(const fa_problem *problem, hopper_config c) {
   return round_up(problem->head_dim_v, 8) / 2 + c.block_n / 2 + c.block_n / 4;
 }
 
+/* Backward has dQ of 64 columns for each of two warpgroups, or dQ of 64 columns in all and no more columns of V. */
+static bool owns_backward(const fa_problem *problem) {
+  const bool narrow = problem->head_dim <= 64;
+  return !problem->deterministic && problem->head_dim <= 128 && problem->head_dim_v <= (narrow ? 64 : 128);
+}
+
 static bool owns(const fa_problem *problem) {
-  return strcmp(problem->target, "cuda:sm_90a") == 0 && problem->op == FA_FORWARD && problem->dtype != FA_FP32 &&
-         problem->head_dim % 8 == 0 && problem->head_dim_v % 8 == 0;
+  return strcmp(problem->target, "cuda:sm_90a") == 0 && problem->dtype != FA_FP32 && problem->head_dim % 8 == 0 &&
+         problem->head_dim_v % 8 == 0 && (problem->op == FA_FORWARD || owns_backward(problem));
 }
 
 static const char *template_name(const fa_problem *problem) {
-  (void)problem;
-  return "hopper/forward.cu";
+  return problem->op == FA_FORWARD ? "hopper/forward.cu" : "hopper/backward.cu";
 }
 
 static int check_problem(const fa_problem *problem, char *message, size_t message_size) {
@@ -81,23 +110,43 @@ static int check_problem(const fa_problem *problem, char *message, size_t messag
   return 0;
 }
 
-static int check_config(const fa_problem *problem, const fa_config *config, char *message, size_t message_size) {
-  hopper_config c = read_config(config);
+static int check_forward(const fa_problem *problem, hopper_config c, char *message, size_t message_size) {
   if (c.block_m != 128 && c.block_m != 192)
     snprintf(message, message_size, "block_m is %d; it must be 128 or 192", c.block_m);
   else if (c.block_n < 16 || c.block_n > 256 || c.block_n % 16 != 0)
     snprintf(message, message_size, "block_n is %d; it must be a multiple of 16 from 16 to 256", c.block_n);
-  else if (c.num_stages < 1 || c.num_stages > 4)
-    snprintf(message, message_size, "num_stages is %d; it must be 1 to 4", c.num_stages);
   else if (c.persistent != 0 && c.persistent != 1)
     snprintf(message, message_size, "persistent is %d; it must be 0 or 1", c.persistent);
+  else if (accumulators(problem, c) + 24 > consumer_registers(problem, c))
+    snprintf(message, message_size, "block_m %d and block_n %d need %d registers for sums; %d fit", c.block_m,
+             c.block_n, accumulators(problem, c), consumer_registers(problem, c) - 24);
+  else
+    return 0;
+  return -1;
+}
+
+static int check_backward(const fa_problem *problem, hopper_config c, char *message, size_t message_size) {
+  const int block_m = problem->head_dim <= 64 ? 128 : 64;
+  if (c.block_n != 128)
+    snprintf(message, message_size, "block_n is %d; it must be 128", c.block_n);
+  else if (c.block_m != block_m)
+    snprintf(message, message_size, "block_m is %d; with head_dim %d it must be %d", c.block_m, problem->head_dim,
+             block_m);
+  else
+    return 0;
+  return -1;
+}
+
+static int check_config(const fa_problem *problem, const fa_config *config, char *message, size_t message_size) {
+  hopper_config c = read_config(config);
+  if ((problem->op == FA_FORWARD ? check_forward : check_backward)(problem, c, message, message_size) != 0)
+    return -1;
+  if (c.num_stages < 1 || c.num_stages > 4)
+    snprintf(message, message_size, "num_stages is %d; it must be 1 to 4", c.num_stages);
   else if (shared_bytes(problem, c) > SHARED_LIMIT)
     snprintf(message, message_size,
              "block_m %d, block_n %d and num_stages %d need %d bytes of shared memory; Hopper has %d", c.block_m,
              c.block_n, c.num_stages, shared_bytes(problem, c), SHARED_LIMIT);
-  else if (accumulators(problem, c) + 24 > consumer_registers(c))
-    snprintf(message, message_size, "block_m %d and block_n %d need %d registers for sums; %d fit", c.block_m,
-             c.block_n, accumulators(problem, c), consumer_registers(c) - 24);
   else
     return 0;
   return -1;
@@ -109,7 +158,7 @@ typedef struct choices {
   int dim;
   hopper_config full[9], causal[9];
 } choices;
-static const choices lists[] = {
+static const choices forward_lists[] = {
     {64,
      {{192, 128, 2, 1}, {128, 192, 2, 1}, {128, 128, 2, 1}, {192, 128, 2, 0}, {128, 192, 2, 0}, {128, 64, 3, 1}},
      {{192, 128, 2, 0}, {192, 128, 2, 1}, {128, 128, 2, 1}, {128, 192, 2, 0}, {128, 128, 2, 0}, {128, 64, 3, 1}}},
@@ -123,51 +172,84 @@ static const choices lists[] = {
      {{128, 80, 2, 1}, {128, 64, 2, 1}, {128, 80, 2, 0}, {128, 48, 2, 1}},
      {{128, 80, 2, 0}, {128, 64, 2, 0}, {128, 80, 2, 1}, {128, 64, 2, 1}, {128, 48, 2, 1}}},
 };
+static const choices backward_lists[] = {
+    {128,
+     {{128, 128, 3, 0}, {128, 128, 2, 0}, {64, 128, 3, 0}, {64, 128, 2, 0}},
+     {{128, 128, 3, 0}, {128, 128, 2, 0}, {64, 128, 3, 0}, {64, 128, 2, 0}}},
+};
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   (void)shape;
   const int dim = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
-  const choices *of = lists;
+  const choices *of = problem->op == FA_FORWARD ? forward_lists : backward_lists;
   while (of->dim < dim)
     of++;
   const hopper_config *list = problem->is_causal ? of->causal : of->full;
   int count = 0;
   for (; list[count].block_m; count++)
-    write_config(list[count], &configs[count]);
+    write_config(problem, list[count], &configs[count]);
   return count;
+}
+
+static void set_phase(fa_kernel *kernel, const char *entry, int block_size, int shared_bytes, bool persistent) {
+  fa_phase *phase = &kernel->phase[kernel->num_phases++];
+  snprintf(phase->entry, sizeof phase->entry, "%s", entry);
+  phase->block_size = block_size;
+  phase->shared_bytes = (size_t)shared_bytes;
+  phase->persistent = persistent;
 }
 
 static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel) {
   hopper_config c = read_config(config);
+  const bool backward = problem->op == FA_BACKWARD;
   snprintf(kernel->compile_options, sizeof kernel->compile_options, "--std=c++17");
-  kernel->num_phases = 1;
-  kernel->phase[0] = (fa_phase){.entry = "forward",
-                                .block_size = 128 * (count_consumers(c) + 1),
-                                .shared_bytes = (size_t)shared_bytes(problem, c),
-                                .persistent = c.persistent != 0};
-  kernel->num_maps = 3;
+  if (backward)
+    set_phase(kernel, "begin_queries", EDGE_THREADS, 0, false);
+  set_phase(kernel, backward ? "backward" : "forward", 128 * (count_consumers(problem, c) + 1),
+            shared_bytes(problem, c), c.persistent != 0);
+  if (backward)
+    set_phase(kernel, "end_queries", EDGE_THREADS, 0, false);
+  kernel->num_maps = backward ? 4 : 3;
   kernel->map[0] = (fa_tensor_map){FA_MAP_QUERY, problem->head_dim, c.block_m};
   kernel->map[1] = (fa_tensor_map){FA_MAP_KEY, problem->head_dim, c.block_n};
   kernel->map[2] = (fa_tensor_map){FA_MAP_VALUE, problem->head_dim_v, c.block_n};
+  kernel->map[3] = (fa_tensor_map){FA_MAP_GRAD_OUTPUT, problem->head_dim_v, c.block_m};
 }
 
 static int constants(const fa_problem *problem, const fa_config *config, fa_constants *constants) {
   hopper_config c = read_config(config);
   return fa_constants_offer_text(constants, "dtype_16", problem->dtype == FA_BF16 ? "bf16" : "fp16") |
-         fa_constants_offer_int(constants, "consumer_registers", consumer_registers(c)) |
-         fa_constants_offer_int(constants, "producer_registers", producer_registers(c)) |
-         fa_constants_offer_int(constants, "max_of_three", 1) |
+         fa_constants_offer_int(constants, "dim_qk", round_up(problem->head_dim, 16)) |
+         fa_constants_offer_int(constants, "dim_v", round_up(problem->head_dim_v, 16)) |
+         fa_constants_offer_int(constants, "consumer_registers", consumer_registers(problem, c)) |
+         fa_constants_offer_int(constants, "producer_registers", producer_registers(problem, c)) |
+         fa_constants_offer_int(constants, "max_of_three", 1) | fa_constants_offer_int(constants, "vector_reduce", 1) |
+         fa_constants_offer_int(constants, "ordered", 0) |
          fa_constants_offer_int(constants, "query_stages", query_stages(problem, c)) |
+         fa_constants_offer_int(constants, "dq_by_columns", dq_by_columns(c)) |
+         fa_constants_offer_int(constants, "dq_n", dq_by_columns(c) ? 64 : round_up(problem->head_dim, 8)) |
+         fa_constants_offer_int(constants, "begin_threads", EDGE_THREADS) |
+         fa_constants_offer_int(constants, "end_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "persistent", c.persistent) |
          fa_constants_offer_int(constants, "shared_bytes", shared_bytes(problem, c));
 }
 
 static void plan(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan) {
-  (void)problem;
   hopper_config c = read_config(config);
+  const int64_t query_tiles = shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, c.block_m);
   plan->num_splits = 1;
-  plan->num_phases = 1;
-  plan->grid[0] = shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, c.block_m);
+  plan->grid[plan->num_phases++] = query_tiles;
+  if (problem->op == FA_FORWARD)
+    return;
+  plan->grid[plan->num_phases++] = shape->batch * shape->heads_kv * ceil_div64(shape->seqlen_k, c.block_n);
+  plan->grid[plan->num_phases++] = query_tiles;
+  /* As templates/cuda/workspace.h lays it out; nobody waits for turns. */
+  plan->workspace_bytes =
+      (size_t)(query_tiles * c.block_m) * (size_t)(STATS_BYTES + 4 * round_up(problem->head_dim, 16));
+}
+
+static unsigned variants(const fa_problem *problem) {
+  return problem->op == FA_BACKWARD ? FA_VARIANT_DETERMINISTIC : 0;
 }
 
 const fa_family fa_family_hopper = {
@@ -176,6 +258,7 @@ const fa_family fa_family_hopper = {
     .needs_tensor_maps = true,
     .template_name = template_name,
     .check_problem = check_problem,
+    .variants = variants,
     .candidates = candidates,
     .check_config = check_config,
     .describe = describe,

@@ -31,7 +31,7 @@ typedef struct fa_phase {
 
 /* A tensor that a kernel reads with TMA, in boxes of `rows` rows and 64 columns (128 bytes, which are swizzled). Its
  * tensor map follows struct fa_params among the kernel's parameters. */
-typedef enum fa_mapped { FA_MAP_QUERY, FA_MAP_KEY, FA_MAP_VALUE } fa_mapped;
+typedef enum fa_mapped { FA_MAP_QUERY, FA_MAP_KEY, FA_MAP_VALUE, FA_MAP_GRAD_OUTPUT } fa_mapped;
 typedef struct fa_tensor_map {
   fa_mapped tensor;
   int cols; /* the head dim */

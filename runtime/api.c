@@ -75,7 +75,8 @@ fa_status fa_plan_text(const fa_problem *problem, const char *config, const fa_s
   for (int i = 0; i < plan.num_phases; i++)
     fa_append(*text, SIZE, "phase %s %d %zu %" PRId64 " %d\n", kernel.phase[i].entry, kernel.phase[i].block_size,
               kernel.phase[i].shared_bytes, plan.grid[i], kernel.phase[i].persistent);
-  static const char *const mapped[] = {[FA_MAP_QUERY] = "query", [FA_MAP_KEY] = "key", [FA_MAP_VALUE] = "value"};
+  static const char *const mapped[] = {
+      [FA_MAP_QUERY] = "query", [FA_MAP_KEY] = "key", [FA_MAP_VALUE] = "value", [FA_MAP_GRAD_OUTPUT] = "grad_output"};
   for (int i = 0; i < kernel.num_maps; i++)
     fa_append(*text, SIZE, "map %s %d %d\n", mapped[kernel.map[i].tensor], kernel.map[i].cols, kernel.map[i].rows);
   return FA_OK;

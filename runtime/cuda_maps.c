@@ -35,7 +35,9 @@ void fa_cuda_fit_target(const fa_device *device, const fa_call *call, fa_problem
   (void)device;
   if (!fa_needs_tensor_maps(problem))
     return;
-  bool mapped = can_map((extent){&call->query, shape->seqlen_q, shape->heads_q}, shape->batch) &&
+  bool mapped = (call->op == FA_FORWARD ||
+                 can_map((extent){&call->grad_output, shape->seqlen_q, shape->heads_q}, shape->batch)) &&
+                can_map((extent){&call->query, shape->seqlen_q, shape->heads_q}, shape->batch) &&
                 can_map((extent){&call->key, shape->seqlen_k, shape->heads_kv}, shape->batch) &&
                 can_map((extent){&call->value, shape->seqlen_k, shape->heads_kv}, shape->batch);
   if (!mapped && fa_cuda_lower_target(problem->target, lower))
@@ -46,6 +48,8 @@ static extent extent_of(const struct fa_params *params, fa_mapped tensor) {
   switch (tensor) {
   case FA_MAP_QUERY:
     return (extent){&params->query, params->seqlen_q, params->heads_q};
+  case FA_MAP_GRAD_OUTPUT:
+    return (extent){&params->grad_output, params->seqlen_q, params->heads_q};
   case FA_MAP_KEY:
     return (extent){&params->key, params->seqlen_k, params->heads_kv};
   default:

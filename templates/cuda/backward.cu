@@ -72,6 +72,8 @@ typedef half_bits element;
 //% include "cuda/backward_begin.h"
 //% include "cuda/backward_end.h"
 //% include "cuda/fragment.h"
+//% include "cuda/backward_work.h"
+//% include "cuda/backward_weights.h"
 //% include "cuda/backward_scores.h"
 //% include "cuda/backward_gradients.h"
 
@@ -128,9 +130,9 @@ backward(const __grid_constant__ struct fa_params params)
   }
   int first_key = w.first_key + threadIdx.x / 32 / D_SPLITS * 16, part = threadIdx.x / 32 % D_SPLITS;
   if (params.grad_key.data)
-    store_gradient<UNITS_QK, HEAD_DIM>(params.grad_key, w.batch, w.kv_head, first_key, w.seqlen_k, part * UNITS_QK,
-                                       grad_key, (float)params.softmax_scale);
+    store_gradient<2 * UNITS_QK, HEAD_DIM>(params.grad_key, w.batch, w.kv_head, first_key, w.seqlen_k,
+                                           part * UNITS_QK * 2, grad_key, (float)params.softmax_scale);
   if (params.grad_value.data)
-    store_gradient<UNITS_V, HEAD_DIM_V>(params.grad_value, w.batch, w.kv_head, first_key, w.seqlen_k, part * UNITS_V,
-                                        grad_value, 1.0f);
+    store_gradient<2 * UNITS_V, HEAD_DIM_V>(params.grad_value, w.batch, w.kv_head, first_key, w.seqlen_k,
+                                            part * UNITS_V * 2, grad_value, 1.0f);
 }

@@ -1,4 +1,4 @@
-/* The tiles of backward in shared memory, what a block works on, and weights and d_scores of one step. */
+/* The tiles of backward in shared memory, and weights and d_scores of one step. */
 struct tiles {
   half_bits *keys, *values;          /* of the block, all along */
   half_bits *queries, *grad_outputs; /* STAGES each */
@@ -33,75 +33,6 @@ static __device__ __forceinline__ struct tiles lay_out(unsigned char *shared)
   t.largest = (u32 *)(t.d_score_factors + GROUPS);
 //% end
   return t;
-}
-
-struct work {
-  int batch, kv_head, group_size, key_block, first_key, seqlen_q, seqlen_k;
-  int first_block, blocks; /* of queries that see one of the keys */
-  int num_steps;           /* group_size times blocks */
-  float factor;            /* from scores to exponents of 2 */
-//% if dtype == "fp32"
-  float key_factor, value_factor; /* 2^-k of the block's K and V */
-//% end
-};
-
-static __device__ __forceinline__ struct work find_work(const struct fa_params &params)
-{
-  int key_blocks = ceil_div((int)params.seqlen_k, BLOCK_N), index = blockIdx.x / key_blocks;
-  struct work w;
-  w.seqlen_q = (int)params.seqlen_q;
-  w.seqlen_k = (int)params.seqlen_k;
-  w.key_block = blockIdx.x % key_blocks;
-//% if causal && ordered
-  /* A block of queries gets its parts of dQ from the last keys that it sees first: whose turn comes first starts first,
-   * and nobody waits for a block of threads that has not begun. */
-  w.key_block = key_blocks - 1 - w.key_block;
-//% end
-  w.batch = index / (int)params.heads_kv;
-  w.kv_head = index % (int)params.heads_kv;
-  w.group_size = (int)(params.heads_q / params.heads_kv);
-  w.first_key = w.key_block * BLOCK_N;
-//% if causal
-  w.first_block = w.first_key / BLOCK_M;
-//% else
-  w.first_block = 0;
-//% end
-  w.blocks = query_blocks(params) - w.first_block;
-//% if causal
-  if (w.first_key >= w.seqlen_q)
-    w.blocks = 0; /* nobody sees these keys */
-//% end
-  w.num_steps = w.group_size * w.blocks;
-  w.factor = softmax_factor(params);
-//% if dtype == "fp32"
-  struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
-  w.key_factor = from.key_factors[w.key_block];
-  w.value_factor = from.value_factors[w.key_block];
-//% end
-  return w;
-}
-
-/* The queries of a step: a head of the group and a block of its queries. */
-struct cursor {
-  int head, block, stage;
-  struct workspace at; /* of the head */
-};
-
-static __device__ __forceinline__ struct cursor begin_steps(const struct fa_params &params, const struct work &w)
-{
-  int head = w.kv_head * w.group_size;
-  return {head, w.first_block, 0, find_workspace(params, w.batch, head)};
-}
-
-static __device__ __forceinline__ void advance(struct cursor &c, const struct fa_params &params, const struct work &w)
-{
-  c.stage = c.stage + 1 < STAGES ? c.stage + 1 : 0;
-  c.block++;
-  if (c.block == w.first_block + w.blocks) {
-    c.block = w.first_block;
-    c.head++;
-    c.at = find_workspace(params, w.batch, c.head);
-  }
 }
 
 static __device__ __forceinline__ void load_key_values(const struct tiles &tiles, const struct fa_params &params,
@@ -149,11 +80,6 @@ static __device__ __forceinline__ void load_queries(const struct tiles &tiles, c
     copy_async<16>(shared_address(tiles.stats + stage * BLOCK_M + row), from.stats + block * BLOCK_M + row, true);
 }
 
-/* Of a warp: 16 keys and M_PART queries. */
-struct scores {
-  float weights[M_PART / 8][4], d_scores[M_PART / 8][4];
-};
-
 /* rows (16 x DIM) times columns^T (M_PART x DIM) */
 template <int DIM, int PITCH>
 static __device__ __forceinline__ void multiply_rows(float (&product)[M_PART / 8][4], const half_bits *rows,
@@ -191,26 +117,6 @@ static __device__ __forceinline__ void multiply_rows(float (&product)[M_PART / 8
   }
 }
 
-/* Hide keys that a query does not see, in one of the tiles of a warp. */
-static __device__ __forceinline__ void mask_scores(struct scores &s, const struct work &w, int first_key, int first_query)
-{
-#pragma unroll
-  for (int n = 0; n < M_PART / 8; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      int key = first_key + e / 2 * 8;
-      bool hidden = key >= w.seqlen_k;
-//% if causal
-      int query = first_query + n * 8 + e % 2; /* one behind the last sees nothing, though it would in its place */
-      hidden = hidden || key > query || query >= w.seqlen_q;
-//% end
-      if (hidden) {
-        s.weights[n][e] = 0;
-        s.d_scores[n][e] = 0;
-      }
-    }
-}
-
 /* Weights and d_scores of a step. */
 static __device__ __forceinline__ void compute_scores(struct scores &s, const struct tiles &tiles,
                                                       const struct fa_params &params, const struct work &w,
@@ -222,34 +128,15 @@ static __device__ __forceinline__ void compute_scores(struct scores &s, const st
                                   tiles.queries + stage * QUERY_TILE + first_query * PITCH_QK);
   multiply_rows<DIM_V, PITCH_V>(s.d_scores, tiles.values + group * 16 * PITCH_V,
                                 tiles.grad_outputs + stage * GRAD_TILE + first_query * PITCH_V);
-  float factor = w.factor, sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
+  weigh<true, true>(s, tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2, w
 //% if dtype == "fp32"
-  float unit = tiles.query_factors[stage] * w.key_factor, inverse_unit = inverse_power(unit);
-  float d_unit = tiles.grad_factors[stage] * w.value_factor;
-  factor = fminf(factor * unit, 0x1p127f);
+        , tiles.query_factors[stage] * w.key_factor, tiles.grad_factors[stage] * w.value_factor
 //% end
-  const struct row_stats *stats = tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2;
-#pragma unroll
-  for (int n = 0; n < M_PART / 8; n++)
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-      struct row_stats row = stats[n * 8 + e];
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        float &x = s.weights[n][2 * h + e], &dx = s.d_scores[n][2 * h + e];
-//% if dtype == "fp32"
-        x = exp2_approx((x * sign - row.max * inverse_unit) * factor) * row.inverse_sum;
-        dx = x * (dx * d_unit - row.delta);
-//% else
-        x = exp2_approx((x * sign - row.max) * factor) * row.inverse_sum;
-        dx = x * (dx - row.delta);
-//% end
-      }
-    }
+  );
   bool masked = w.first_key + BLOCK_N > w.seqlen_k;
 //% if causal
   masked = masked || w.first_key + BLOCK_N > c.block * BLOCK_M + 1;
 //% end
   if (masked)
-    mask_scores(s, w, w.first_key + group * 16 + lane / 4, c.block * BLOCK_M + first_query + lane % 4 * 2);
+    mask_scores<true, true>(s, w, w.first_key + group * 16 + lane / 4, c.block * BLOCK_M + first_query + lane % 4 * 2);
 }

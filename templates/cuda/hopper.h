@@ -190,6 +190,9 @@ static __device__ __forceinline__ void keep_registers(float (&c)[N])
     asm volatile("" : "+f"(c[i])::"memory");
 }
 
+/* Of the calling warpgroup, known to the compiler to be the same for all lanes: descriptors are then reckoned once a warp. */
+static __device__ __forceinline__ int warpgroup_index() { return __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0); }
+
 /* --- warps --------------------------------------------------------------------------------------------------------- */
 
 /* Barrier `id` (1 to 15; 0 is __syncthreads) of `threads` threads, of which some may only arrive. */

@@ -70,3 +70,39 @@ static __device__ __forceinline__ void gather_piece(u32 (&piece)[4])
   }
 }
 //% end
+
+/* A row of TILES x 8 columns from column `first` on, as four lanes hold it: lane t the columns 2t and 2t + 1 of a tile, in
+ * fragments[n][2h] and [2h + 1]. All lanes of the warp come here, those that have no row (`present`) too. */
+template <int TILES, int DIM>
+static __device__ __forceinline__ void store_row(const struct fa_tensor &to, element *row, bool present, int first,
+                                                 const float (&fragments)[TILES][4], int h)
+{
+  const bool pairs = has_pairs(to);
+  const int lane = threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < TILES; n += 4) {
+//% if dtype != "fp32"
+    /* Four tiles together, where they lie in the row. */
+    if (DIM % 8 == 0 && n + 4 <= TILES && first + 8 * (n + 4) <= DIM) {
+      u32 piece[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        piece[i] = pack(fragments[n + i][2 * h], fragments[n + i][2 * h + 1]);
+      if (has_pieces(to)) {
+        gather_piece(piece);
+        if (present)
+          *(uint4 *)(row + first + 8 * (n + lane)) = make_uint4(piece[0], piece[1], piece[2], piece[3]);
+      } else if (present) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          store_pair(to, row, first + 8 * (n + i) + 2 * lane, DIM, pairs, piece[i]);
+      }
+      continue;
+    }
+//% end
+    if (present)
+#pragma unroll
+      for (int i = n; i < n + 4 && i < TILES; i++)
+        store_two(to, row, first + 8 * i + 2 * lane, DIM, pairs, fragments[i][2 * h], fragments[i][2 * h + 1]);
+  }
+}

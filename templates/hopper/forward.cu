@@ -46,10 +46,12 @@ enum {
 typedef half_bits element;
 //% include "cuda/softmax.h"
 //% include "cuda/forward_end.h"
-//% include "hopper/work.h"
-//% include "hopper/shared.h"
-//% include "hopper/produce.h"
-//% include "hopper/products.h"
+//% include "hopper/forward_work.h"
+//% include "hopper/ring.h"
+//% include "hopper/forward_shared.h"
+//% include "hopper/forward_produce.h"
+//% include "hopper/fragments.h"
+//% include "hopper/forward_products.h"
 
 /* One tile of queries, as a consumer sees it. */
 static __device__ __forceinline__ void attend(const struct fa_params &params, const struct work &w, u32 shared,
@@ -70,12 +72,12 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
   multiply_keys(scores, tile, shared + KEYS + keys.stage * KEY_BYTES);
   give_turn(warpgroup);
   wgmma_wait<0>();
-  keep_registers(flat(scores));
-  release(shared + KEY_EMPTY, keys);
+  keep_registers(flat(scores[0]));
+  release_and_advance(shared + KEY_EMPTY, keys);
   int block = w.num_blocks - 1;
   negate_scores(scores, params);
   softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
-  pack_weights(weights, scores);
+  pack_fragments(weights, scores[0]);
   for (block--; block >= 0; block--) {
     wait_full(shared + KEY_FULL, keys);
     take_turn(warpgroup);
@@ -84,23 +86,23 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
     multiply_values(output, weights, shared + VALUES + values.stage * VALUE_BYTES);
     give_turn(warpgroup);
     wgmma_wait<1>();
-    keep_registers(flat(scores));
-    release(shared + KEY_EMPTY, keys);
+    keep_registers(flat(scores[0]));
+    release_and_advance(shared + KEY_EMPTY, keys);
     negate_scores(scores, params);
     softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
     wgmma_wait<0>();
-    keep_registers(flat(output));
-    release(shared + VALUE_EMPTY, values);
+    keep_registers(flat(output[0]));
+    release_and_advance(shared + VALUE_EMPTY, values);
     rescale_output(output, rows);
-    pack_weights(weights, scores);
+    pack_fragments(weights, scores[0]);
   }
-  release(shared + QUERY_EMPTY, queries);
+  release_and_advance(shared + QUERY_EMPTY, queries);
   wait_full(shared + VALUE_FULL, values);
   multiply_values(output, weights, shared + VALUES + values.stage * VALUE_BYTES);
   finish_rows(rows);
   wgmma_wait<0>();
-  keep_registers(flat(output));
-  release(shared + VALUE_EMPTY, values);
+  keep_registers(flat(output[0]));
+  release_and_advance(shared + VALUE_EMPTY, values);
   store_output(params, w.batch, w.head, output, rows);
 }
 

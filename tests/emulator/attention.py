@@ -141,7 +141,7 @@ MapFields = tuple[int, str, tuple[int, ...], list[int], tuple[int, ...], int]
 
 def map_fields(case: Case, name: str, tensor: FaTensor, cols: int, rows: int) -> MapFields:
     """What the runtime encodes for a launch (runtime/cuda_maps.c): boxes of 64 columns, swizzled."""
-    seqlen, heads = (case.seqlen_q, case.heads_q) if name == "query" else (case.seqlen_k, case.heads_kv)
+    seqlen, heads = (case.seqlen_q, case.heads_q) if name in ("query", "grad_output") else (case.seqlen_k, case.heads_kv)
     sizes = (cols, seqlen, heads, case.batch)
     strides = (tensor.stride_row, tensor.stride_head, tensor.stride_batch)
     in_bytes = [16 if size <= 1 else 2 * stride for size, stride in zip(sizes[1:], strides, strict=True)]
@@ -218,7 +218,9 @@ def emulate(case: Case, change: Change = unchanged) -> dict[str, Tensor]:
             for n in ("query", "key", "value")
             if f"grad_{n}" not in case.without
         }
-        problems += run_op(case, "backward", {**given, **wanted}, Memory("lse", lse.array), change)
+        mapped = {name: x for name, x in given.items() if name != "output"}
+        of_backward = fitted(case, mapped, shapes)
+        problems += run_op(of_backward, "backward", {**given, **wanted}, Memory("lse", lse.array), change)
         results.update({name: s.tensor for name, s in wanted.items()})
     problems += data.check(case, values, results, expected)
     if problems:

@@ -7,7 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from emulator import mutations_backward, mutations_forward, mutations_hopper, mutations_matmul, pool
+from emulator import (
+    mutations_backward,
+    mutations_forward,
+    mutations_hopper,
+    mutations_hopper_backward,
+    mutations_matmul,
+    pool,
+)
 from emulator.machine import EmulatorError
 from emulator.mutation import Mutation, OutOfDateError, Trial
 
@@ -135,7 +142,10 @@ def verdicts(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Verdict]
 
 
 def all_mutations() -> list[Mutation]:
-    lists = (mutations_forward, mutations_backward, mutations_hopper, mutations_matmul)
+    lists = (
+        *(mutations_forward, mutations_backward, mutations_hopper, mutations_hopper_backward),
+        mutations_matmul,
+    )
     return [mutation for module in lists for mutation in module.MUTATIONS]
 
 

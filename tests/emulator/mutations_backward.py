@@ -18,6 +18,7 @@ GROUPED = call("backward", "fp16", 40, batch=2, seqlen_q=37, heads_q=4, heads_kv
 ODD_DIM = call("backward", "fp16", 33, seqlen_q=70, heads_q=1, config=SMALL_BLOCKS)
 UNWANTED = call("backward", "fp16", 40, seqlen_q=70, heads_q=1, without=("grad_query", "grad_key"), config=SMALL_BLOCKS)
 HUGE = call("backward", "fp16", 40, seqlen_q=37, seqlen_k=66, layout="huge", config=SMALL_BLOCKS)
+ODD_LAYOUT = call("backward", "fp16", 40, seqlen_q=37, seqlen_k=66, layout="odd", config=SMALL_BLOCKS)
 FAR_ROWS = call("backward", "fp16", 40, seqlen_q=37, layout="far_rows", config=SMALL_BLOCKS)  # 2^31 over 8 rows
 # The only key has scores far below 0: of a key that is not there, 0 would be far above them.
 ONE_KEY = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
@@ -39,12 +40,22 @@ _mutation = partial(Mutation, "backward")
 MUTATIONS = [
     # --- first phase
     _mutation("D: half of a row", CAUSAL,
-              "int other = 16; other > 0; other /= 2", "int other = 8; other > 0; other /= 2"),
-    _mutation("sum of weights not inverted", CAUSAL,
-              "1 / lse[1]", "lse[1]"),
+              "int other = LANES / 2; other > 0;", "int other = LANES / 4; other > 0;"),
+    _mutation("D: columns of the neighbour", CAUSAL,
+              "*(const uint4 *)(grad + 8 * lane)", "*(const uint4 *)(grad + 8 * (lane ^ 1))"),
+    _mutation("D: odd columns of a piece as the even ones", CAUSAL,
+              "(of_grad[i / 2] >> i % 2 * 16)", "(of_grad[i / 2] >> i % 1 * 16)"),
+    _mutation("D: pieces of a tensor that does not allow them", ODD_LAYOUT,
+              "is_aligned(params.output, 16) && is_aligned(params.grad_output, 16)", "true"),
+    _mutation("logarithm of the sum of weights not taken", CAUSAL,
+              "log2f(lse[2 * row + 1])", "lse[2 * row + 1]"),
+    _mutation("rows behind the last have weights that are NaN", CAUSAL,
+              "row_stats{0, __uint_as_float(0x7f800000u), 0, 0}", "row_stats{0, __uint_as_float(0x7fc00000u), 0, 0}"),
+    _mutation("fp32: sum of weights not inverted", FP32,
+              "1 / lse[2 * row + 1]", "lse[2 * row + 1]"),
     _mutation("statistics of another head", GROUPED,
-              "(batch * params.heads_q + head) * params.seqlen_q + first + row",
-              "batch * params.heads_q * params.seqlen_q + first + row"),
+              "((batch * params.heads_q + head) * params.seqlen_q + first) * 2",
+              "(batch * params.heads_q * params.seqlen_q + first) * 2"),
     _mutation("dQ's sums not cleared", CAUSAL,
               "grad_query[i] = make_float4(0, 0, 0, 0);", ";"),
     _mutation("dQ's sums cleared but for the last", CAUSAL,
@@ -74,8 +85,8 @@ MUTATIONS = [
               "row < BLOCK_M; row += THREADS", "row < BLOCK_M - 1; row += THREADS"),
     _mutation("dO's offset in 32 bits", HUGE,
               "row * tensor.stride_row", "(int)(row * tensor.stride_row)", within="head_offset"),
-    _mutation("dQ: 8 rows down in 32 bits", FAR_ROWS,
-              "row + 8 * to.stride_row", "row + (int)(8 * to.stride_row)"),
+    _mutation("O's row in 32 bits", FAR_ROWS,
+              "row * params.output.stride_row", "(int)(row * params.output.stride_row)"),
     # --- copies and barriers
     _mutation("Q's tile not waited for", CAUSAL,
               "copy_wait<STAGES - 2>();", ";"),
@@ -89,13 +100,13 @@ MUTATIONS = [
               "__syncthreads();", ";", within="share_scores"),
     # --- weights and d_scores
     _mutation("maximum not subtracted", CAUSAL,
-              "(x * sign - row.max) * factor", "x * sign * factor"),
+              "fmaf(x * sign - row.max, factor", "fmaf(x * sign, factor"),
     _mutation("D not subtracted", CAUSAL,
               "dx = x * (dx - row.delta);", "dx = x * dx;"),
     _mutation("D added", CAUSAL,
               "dx = x * (dx - row.delta);", "dx = x * (dx + row.delta);"),
     _mutation("weights not divided by their sum", CAUSAL,
-              "* factor) * row.inverse_sum;", "* factor);"),
+              "factor, -row.log2_sum)", "factor, 0.0f)"),
     _mutation("statistics of the neighbour", CAUSAL,
               "stats[n * 8 + e]", "stats[n * 8 + 1 - e]"),
     _mutation("a key too many at the end", ONE_KEY,
@@ -112,7 +123,8 @@ MUTATIONS = [
               "first_key + e / 2 * 8", "first_key + e % 2 * 8"),
     # --- infinities
     _mutation("a sum of weights that is NaN taken for that of no keys", INFINITE,
-              "1 / lse[1]", "lse[1] > 0 ? 1 / lse[1] : 0.0f"),
+              "log2f(lse[2 * row + 1])",
+              "(lse[2 * row + 1] > 0 ? log2f(lse[2 * row + 1]) : __uint_as_float(0x7f800000u))"),
     _mutation("hidden weights multiplied by 0", INFINITE,
               "s.weights[n][e] = 0;", "s.weights[n][e] *= 0;"),
     _mutation("hidden d_scores multiplied by 0", INFINITE,
@@ -135,13 +147,13 @@ MUTATIONS = [
     _mutation("scale of dK forgotten", CAUSAL,
               "grad_key, (float)params.softmax_scale);", "grad_key, 1.0f);"),
     _mutation("scale of dQ forgotten", CAUSAL,
-              "float scale = (float)params.softmax_scale;", "float scale = 1;", within="end_queries"),
+              "gradient, (float)params.softmax_scale);", "gradient, 1.0f);", within="end_queries"),
     _mutation("rows of dQ exchanged", CAUSAL,
-              "row + 8 * to.stride_row, col", "row + 4 * to.stride_row, col"),
+              "threadIdx.x % 32 / 4 + 8 * h;", "threadIdx.x % 32 / 4 + 4 * h;"),
     _mutation("a row behind the last of dK is written", CAUSAL,
-              "if (at >= rows)", "if (at > rows)"),
+              "at < rows, 8 * first_tile", "at <= rows, 8 * first_tile"),
     _mutation("dQ computed where it is not wanted", UNWANTED,
-              "if (!to.data)", "if (false)"),
+              "if (!params.grad_query.data)", "if (false)", within="end_queries"),
     _mutation("dK stored where it is not wanted", UNWANTED,
               "if (params.grad_key.data)", "if (true)", within="backward", times=2, only=2),
     _mutation("odd head dim: tails not cleared", ODD_DIM,
@@ -183,5 +195,5 @@ MUTATIONS = [
               "magnitude = finite_magnitude(s.d_scores[n][e]);",
               "magnitude = __float_as_uint(s.d_scores[n][e]) & 0x7fffffffu;"),
     _mutation("fp32: factors of Q and dO exchanged", FP32,
-              "float d_unit = tiles.grad_factors[stage]", "float d_unit = tiles.query_factors[stage]"),
+              "tiles.grad_factors[stage] * w.value_factor", "tiles.query_factors[stage] * w.value_factor"),
 ]  # fmt: skip

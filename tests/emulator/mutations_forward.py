@@ -183,7 +183,7 @@ MUTATIONS = [
     _mutation("sum in lse not rescaled", FULL,
               "lse[1] = rows.sum[m][h] *", "lse[1] = rows.sum[m][h] * rows.rescale[m][h] *"),
     _mutation("lse written where it is not wanted", NO_LSE,
-              "if (present && params.lse && lane % 4 == 0)", "if (present && lane % 4 == 0)"),
+              "if (present && params.lse && threadIdx.x % 4 == 0)", "if (present && threadIdx.x % 4 == 0)"),
     _mutation("a row behind the last is written", FULL,
               "bool present = query < (int)params.seqlen_q;", "bool present = query <= (int)params.seqlen_q;"),
     _mutation("alignment of eight columns of a result not asked for", EVEN_LAYOUT,

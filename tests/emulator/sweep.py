@@ -58,6 +58,8 @@ KINDS = (
     Kind("backward", "bf16", (33,), deterministic=True, causal_first=True),
     Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
     Kind("forward", "bf16", (40,), targets=HOPPER, causal_first=None),
+    Kind("backward", "fp16", (64, 128), targets=HOPPER, causal_first=None),
+    Kind("backward", "bf16", (40, 96), targets=HOPPER, causal_first=None),
 )
 FEATURES_HEAD_DIM = 40
 PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"  # one of those that are swept at that head dim
@@ -98,7 +100,9 @@ def _at_borders(case: Case) -> Iterator[Case]:
     """
     sizes = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", case.config)}
     m, n = sizes["block_m"], sizes["block_n"]
-    lengths = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
+    lengths: tuple[tuple[int, int], ...] = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
+    if case.op == "backward" and case.target in HOPPER:  # rings of tiles of queries go round
+        lengths = ((2 * m * sizes["num_stages"] + 1, n - 1), *lengths)
     for place, (sq, sk) in enumerate(lengths if case.head_dim < 128 else lengths[:2]):
         one = replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)
         if sizes.get("persistent"):  # the last with three tiles for two blocks
@@ -131,7 +135,8 @@ def every_feature(kind: Kind) -> list[list[Case]]:
         base = replace(base, target=target, seqlen_q=70, heads_q=1)
         cases = [*_calls(base), *_numbers(base)]
         groups.append([_with_seed(case, i) for i, case in enumerate(cases)])
-        for d, dv in ((24, 40), (40, 33), (8, 8), (1, 1), (80, 16)):
+        wide = ((96, 128), (128, 40), (64, 16)) if kind.op == "backward" and target in HOPPER else ()
+        for d, dv in ((24, 40), (40, 33), (8, 8), (1, 1), (80, 16), *wide):
             case = replace(base, head_dim=d, head_dim_v=dv, seqlen_k=66, heads_q=2, heads_kv=1)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
         if kind.op == "forward" and kind.dtype != "fp32" and target not in HOPPER:
@@ -139,10 +144,10 @@ def every_feature(kind: Kind) -> list[list[Case]]:
             case = replace(base, target=kind.targets[1], data="infinite", batch=NUM_SLOTS // 2 + 1)
             case = replace(case, heads_q=4, heads_kv=2, seqlen_q=20, seqlen_k=200)
             groups.append([replace(case, settings=settings_of(0))])
-        if target in HOPPER:
+        if kind.op == "forward" and target in HOPPER:
             case = replace(base, config=PERSISTENT, batch=2, heads_q=2, heads_kv=1, seqlen_q=300, processors=3)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
-        if target in HOPPER and causal and MANY_KEYS.head_dim in kind.head_dims:
+        if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.head_dim in kind.head_dims:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
     return groups
 

@@ -105,7 +105,7 @@ extern "C" __global__ void kernel(const float *in_x, const __grid_constant__ ten
 @pytest.mark.parametrize("timing", TIMINGS)
 def test_store_and_add_leave_out_what_is_outside(timing: str) -> None:
     x = np.arange(1, 129, dtype=np.float32).reshape(4, 32)
-    for copy, (c0, c1) in [("tensor_store", (-4, 3)), ("tensor_reduce_add", (-4, 3)), ("tensor_reduce_add", (12, -2))]:
+    for copy, (c0, c1) in [("tensor_store", (12, 3)), ("tensor_reduce_add", (12, 3)), ("tensor_reduce_add", (0, 5))]:
         tensor = np.arange(6 * 40, dtype=np.float32).reshape(6, 40)
         expected = np.pad(tensor, 40)
         place = expected[40 + c1 : 44 + c1, 40 + c0 : 72 + c0]
@@ -122,6 +122,15 @@ def test_box_that_begins_inside_of_16_bytes() -> None:
     x, tensor = np.zeros((4, 32), np.float32), np.zeros((6, 40), np.float32)
     with pytest.raises(EmulatorError, match="element 5 of its first dimension, which is no multiple of 16 bytes"):
         run(STORE.replace("COPY", "tensor_store"), x, Mapped(tensor, "fp32", (32, 4), 128), 5, 0, shared=512, widths=())
+
+
+@pytest.mark.parametrize("copy", ["tensor_store", "tensor_reduce_add"])
+@pytest.mark.parametrize(("start", "named"), [((-4, 0), "-4 of dimension 0"), ((0, -2), "-2 of dimension 1")])
+def test_store_that_begins_before_the_tensor(copy: str, start: tuple[int, int], named: str) -> None:
+    """A load may; of a store or an addition an H100 stops with an illegal instruction."""
+    x, tensor = np.zeros((4, 32), np.float32), np.zeros((6, 40), np.float32)
+    with pytest.raises(EmulatorError, match=f"{copy}: the box begins at {named}, before the tensor: illegal instr"):
+        run(STORE.replace("COPY", copy), x, Mapped(tensor, "fp32", (32, 4), 128), *start, shared=512, widths=())
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

@@ -286,8 +286,12 @@ BOX_ROWS, TENSOR_ROWS, SHARED_BYTES = 8, 11, 2048
 
 
 def boxes(what: str) -> list[Box]:
-    """Inside, over each end, outside; tiles at any multiple of 128. TMA takes columns at multiples of 16 bytes only."""
-    places = [(0, 0, 0), (-16, -2, 128), (128, 7, 256), (96, 0, 0), (144, 2, 384), (16, 4, 1024), (160, 0, 0)]
+    """Inside, over each end, outside; tiles at any multiple of 128. TMA takes columns at multiples of 16 bytes only.
+
+    Only a load may begin before the tensor.
+    """
+    second = (-16, -2, 128) if what == "load" else (16, 2, 128)
+    places = [(0, 0, 0), second, (128, 7, 256), (96, 0, 0), (144, 2, 384), (16, 4, 1024), (160, 0, 0)]
     result = []
     for dtype, swizzle in itertools.product(("bf16", "fp32"), layouts.SWIZZLES):
         size = ELEMENT_BYTES[dtype]

@@ -216,6 +216,14 @@ static void check_rows(u32 shared, const void *global, u32 bytes, const char *wh
     fatal(pc, "%s: %u bytes are no multiple of 16", what, bytes);
 }
 
+/* Loads may begin before the tensor. An H100 stops at others that do with an illegal instruction. */
+static void check_start(const int *coordinates, u32 rank, const char *what, uintptr_t pc) {
+  for (u32 i = 0; i < rank; i++)
+    if (coordinates[i] < 0)
+      fatal(pc, "%s: the box begins at %d of dimension %u, before the tensor: illegal instruction on an H100", what,
+            coordinates[i], i);
+}
+
 /* mask 0: to this block. */
 extern "C" void emu_tensor_load(u32 shared, const void *map, u32 barrier, u32 mask, u32 rank, const int *coordinates) {
   const char *what = mask ? "tensor_load_multicast" : "tensor_load";
@@ -273,6 +281,7 @@ extern "C" void emu_tensor_store(const void *map, u32 shared, int add, u32 rank,
   const char *what = add ? "tensor_reduce_add" : "tensor_store";
   TensorMap m = decode_tensor_map(map, rank, what, EMU_PC);
   check_box(m, shared, coordinates[0], what, EMU_PC);
+  check_start(coordinates, rank, what, EMU_PC);
   store(box_pieces(m, shared, coordinates, true), add ? ADD : STORE, m.type, what, EMU_PC);
 }
 

@@ -1,21 +1,14 @@
 /* The two products of a warpgroup's 64 rows, and what its registers need between them. */
 
-/* A row of fragments as wgmma takes it: element 4 n + i of column block n is [n][i]. */
-template <int N>
-static __device__ __forceinline__ float (&flat(float (&fragments)[M_TILES][N][4]))[4 * N]
-{
-  return reinterpret_cast<float(&)[4 * N]>(fragments);
-}
-
 /* Issue scores = Q K^T. Both operands have their columns side by side: 16 of them are 32 bytes of a chunk's rows. */
 static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_TILES][4], u32 queries, u32 keys)
 {
   u64 a = matrix_descriptor(queries, 0, 1024, 128), b = matrix_descriptor(keys, 0, 1024, 128);
-  keep_registers(flat(scores));
+  keep_registers(flat(scores[0]));
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < DIM_QK; k += 16)
-    wgmma_m64n${block_n}k16<0, 0>(flat(scores), a + (k / 64 * BLOCK_M * 128 + k % 64 * 2) / 16,
+    wgmma_m64n${block_n}k16<0, 0>(flat(scores[0]), a + (k / 64 * BLOCK_M * 128 + k % 64 * 2) / 16,
                                   b + (k / 64 * BLOCK_N * 128 + k % 64 * 2) / 16, k > 0);
   wgmma_commit();
 }
@@ -26,11 +19,11 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
                                                        const u32 (&weights)[BLOCK_N / 16][4], u32 values)
 {
   u64 b = matrix_descriptor(values, BLOCK_N * 128, 1024, 128);
-  keep_registers(flat(output));
+  keep_registers(flat(output[0]));
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < BLOCK_N; k += 16)
-    wgmma_m64n${round_up(head_dim_v, 8)}k16<1>(flat(output), weights[k / 16], b + k * 128 / 16, 1);
+    wgmma_m64n${round_up(head_dim_v, 8)}k16<1>(flat(output[0]), weights[k / 16], b + k * 128 / 16, 1);
   wgmma_commit();
 }
 
@@ -41,18 +34,7 @@ static __device__ __forceinline__ void negate_scores(float (&scores)[M_TILES][N_
   if (params.softmax_scale < 0)
 #pragma unroll
     for (int i = 0; i < 4 * N_TILES; i++)
-      flat(scores)[i] = -flat(scores)[i];
-}
-
-/* The fragments of scores, rounded to 16 bits, are those of a left operand. */
-static __device__ __forceinline__ void pack_weights(u32 (&weights)[BLOCK_N / 16][4],
-                                                    const float (&scores)[M_TILES][N_TILES][4])
-{
-#pragma unroll
-  for (int k = 0; k < BLOCK_N / 16; k++)
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      weights[k][i] = pack(scores[0][2 * k + i / 2][i % 2 * 2], scores[0][2 * k + i / 2][i % 2 * 2 + 1]);
+      flat(scores[0])[i] = -flat(scores[0])[i];
 }
 
 static __device__ __forceinline__ void rescale_output(float (&output)[M_TILES][DIM_V / 8][4], const struct rows &rows)
