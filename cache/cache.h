@@ -70,6 +70,23 @@ typedef enum fa_cache_mode { FA_CACHE_REPLACE, FA_CACHE_KEEP_FIRST } fa_cache_mo
 bool fa_cache_put(fa_cache *cache, const fa_key *key, fa_cache_mode mode, const char *metadata, const void *payload,
                   size_t payload_length);
 
+/* An entry on its way to another cache: the file as it is, checked. `bytes` is malloc'ed and `name` is that of its
+ * file; false: there is no good entry of this kind and fa_key_hex. */
+enum { FA_NAME_SIZE = 64 }; /* "<kind>-<32 hex digits>.fa<schema>" and a NUL */
+bool fa_cache_export(fa_cache *cache, const char *kind, const char *hex, char name[FA_NAME_SIZE], void **bytes,
+                     size_t *length);
+/* And its arrival: checked to the last byte, its name too, which nothing else is looked up by; then published as
+ * FA_CACHE_KEEP_FIRST. store false: only say what would happen. `wrong` says why REFUSED and FAILED. */
+typedef enum fa_cache_import_result {
+  FA_CACHE_IMPORT_STORED,
+  FA_CACHE_IMPORT_PRESENT, /* a good entry of this key is there, and stays */
+  FA_CACHE_IMPORT_ABSENT,  /* good and not there (store false) */
+  FA_CACHE_IMPORT_REFUSED, /* damaged, of another version, or no entry at all */
+  FA_CACHE_IMPORT_FAILED   /* good, but it could not be written */
+} fa_cache_import_result;
+fa_cache_import_result fa_cache_import(fa_cache *cache, const char *name, const void *bytes, size_t length, bool store,
+                                       const char **wrong);
+
 /* At most one holder per key among all processes and threads, for speed only: NULL after `seconds`, or where
  * locks do not work, and the caller goes on without. Dies with its holder. */
 fa_cache_lock *fa_cache_lock_key(fa_cache *cache, const fa_key *key, double seconds);

@@ -10,6 +10,7 @@
  *   lock.c       one holder per key
  *   scan.c       what lies in the directory; room for new entries (least recently used goes first)
  *   store.c      open, get, put
+ *   transfer.c   entries from one cache to another
  *   report.c     visit, clear, bytes: for the command line
  */
 #ifndef FLASH_ATTENTION_CACHE_INTERNAL_H
@@ -23,7 +24,6 @@
 
 enum {
   FA_CACHE_SCHEMA = 1,     /* of the entry file; other schemas have other file names and lie beside ours */
-  FA_NAME_SIZE = 64,       /* "<kind>-<32 hex digits>.fa<schema>" and a NUL */
   FA_ENTRY_LIMIT = 1 << 30 /* larger files are no entries: a damaged length must not make us allocate it */
 };
 
@@ -97,6 +97,11 @@ bool fa_path_join(char path[PATH_MAX], const char *directory, const char *name);
 /* publish.c */
 bool fa_publish(const fa_cache *cache, const char *directory, const char *name, const fa_key *key, fa_cache_mode mode,
                 const void *head, size_t head_length, const void *payload, size_t payload_length);
+
+/* store.c: what put does once there are bytes: `head` is that of fa_entry_head for this key and payload. Only the text
+ * and kind of the key are read. */
+bool fa_store(fa_cache *cache, const fa_key *key, fa_cache_mode mode, const void *head, size_t head_length,
+              const void *payload, size_t payload_length);
 
 /* lock.c: a lock by the name of its file; and removal of lock files that nobody holds. */
 fa_cache_lock *fa_lock_named(const char *directory, const char *name, double seconds);

@@ -144,13 +144,23 @@ static bool size_allowed(const fa_cache *cache, uint64_t length) {
   return true;
 }
 
+bool fa_store(fa_cache *cache, const fa_key *key, fa_cache_mode mode, const void *head, size_t head_length,
+              const void *payload, size_t payload_length) {
+  char directory[PATH_MAX], name[FA_NAME_SIZE], hex[33];
+  uint64_t length = (uint64_t)head_length + payload_length;
+  if (!fa_directory_ready(cache, true, directory) || !size_allowed(cache, length))
+    return false;
+  fa_key_hex(key, hex);
+  fa_entry_name(cache->schema, key->kind, hex, name);
+  fa_make_room(cache, directory, length);
+  return fa_publish(cache, directory, name, key, mode, head, head_length, payload, payload_length);
+}
+
 bool fa_cache_put(fa_cache *cache, const fa_key *key, fa_cache_mode mode, const char *metadata, const void *payload,
                   size_t payload_length) {
-  char directory[PATH_MAX], name[FA_NAME_SIZE], hex[33];
   if (metadata == NULL)
     metadata = "";
-  if (key->failed || payload_length > FA_ENTRY_LIMIT || strlen(metadata) > FA_ENTRY_LIMIT ||
-      !fa_directory_ready(cache, true, directory))
+  if (key->failed || payload_length > FA_ENTRY_LIMIT || strlen(metadata) > FA_ENTRY_LIMIT)
     return false;
   size_t head_length = 0;
   unsigned char *head = fa_entry_head(cache->schema, key, metadata, payload, payload_length, &head_length);
@@ -158,13 +168,7 @@ bool fa_cache_put(fa_cache *cache, const fa_key *key, fa_cache_mode mode, const 
     fa_warn_once(FA_TROUBLE_MEMORY, "no memory to store an entry");
     return false;
   }
-  bool stored = false;
-  if (size_allowed(cache, (uint64_t)head_length + payload_length)) {
-    fa_key_hex(key, hex);
-    fa_entry_name(cache->schema, key->kind, hex, name);
-    fa_make_room(cache, directory, (uint64_t)head_length + payload_length);
-    stored = fa_publish(cache, directory, name, key, mode, head, head_length, payload, payload_length);
-  }
+  bool stored = fa_store(cache, key, mode, head, head_length, payload, payload_length);
   free(head);
   return stored;
 }

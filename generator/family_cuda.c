@@ -256,6 +256,11 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
 /* Are the parts of dQ added in a fixed order? In fp32 that costs next to nothing. */
 static bool is_ordered(const fa_problem *problem) { return problem->dtype == FA_FP32 || problem->deterministic; }
 
+/* Does forward of this target sum scores as templates/hopper/forward_fp32.cu does? Backward must, too. */
+static bool follows_hopper(const fa_problem *problem) {
+  return problem->op == FA_BACKWARD && problem->dtype == FA_FP32 && strcmp(problem->target, "cuda:sm_90a") == 0;
+}
+
 static unsigned variants(const fa_problem *problem) {
   return problem->op == FA_BACKWARD && problem->dtype != FA_FP32 ? FA_VARIANT_DETERMINISTIC : 0;
 }
@@ -279,6 +284,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
+         fa_constants_offer_int(constants, "sums_like_hopper", follows_hopper(problem)) |
          fa_constants_offer_int(constants, "vector_reduce", architecture_of(problem->target) >= 90) |
          fa_constants_offer_int(constants, "min_blocks", c.num_warps <= 4 ? 2 : 1) |
          fa_constants_offer_int(constants, "shared_bytes", shared_bytes(problem, c));

@@ -141,8 +141,10 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
   hopper_config c = read_config(config);
   if ((problem->op == FA_FORWARD ? check_forward : check_backward)(problem, c, message, message_size) != 0)
     return -1;
-  if (c.num_stages < 1 || c.num_stages > 4)
-    snprintf(message, message_size, "num_stages is %d; it must be 1 to 4", c.num_stages);
+  const int least =
+      problem->op == FA_FORWARD ? 1 : 2; /* backward: Q of the last step, whose dK is under way, and the next */
+  if (c.num_stages < least || c.num_stages > 4)
+    snprintf(message, message_size, "num_stages is %d; it must be %d to 4", c.num_stages, least);
   else if (shared_bytes(problem, c) > SHARED_LIMIT)
     snprintf(message, message_size,
              "block_m %d, block_n %d and num_stages %d need %d bytes of shared memory; Hopper has %d", c.block_m,

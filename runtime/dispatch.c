@@ -5,11 +5,13 @@
  *     prepare      it does not: one thread finds out, others that want the same wait for it.
  *     resolve      the tuning record on disk names config and kernel, and the cache holds the kernel: load it.
  *     tune_once    nothing is known: one process generates, compiles and times candidates, and writes the record.
+ *     pinned       instead of the last two, where only what is on disk may be used.
  *
  * While the call's stream is captured into a CUDA graph, none of this happens: see find_in_capture.
  */
 #include "runtime/runtime.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,12 +68,16 @@ static fa_status load_from_cache(const fa_device *device, const fa_problem *prob
   return status;
 }
 
-/* The cache has lost it, or what it holds does not load here: compile that config again. */
+/* The cache has lost it, or what it holds does not load here: compile that config again. `pinned`: it must become
+ * this very kernel; NULL: whatever this compiler makes of it. */
 static fa_status make_again(const fa_device *device, const fa_problem *problem, const fa_config *config,
-                            const fa_ready **ready, char *message) {
+                            const char *pinned, const fa_ready **ready, char *message) {
   fa_built built;
   fa_loaded loaded;
   fa_status status = fa_build(device->ops, problem, config, &built, message);
+  if (status == FA_OK && pinned && strcmp(built.kernel_hex, pinned) != 0)
+    status = fa_fail(FA_FAILED, message, "its kernel %s is lost, and the compiler of this machine makes another one",
+                     pinned);
   if (status == FA_OK)
     status = fa_load_built(device, &built, &loaded, message);
   if (status == FA_OK)
@@ -98,7 +104,8 @@ static fa_status from_record(const fa_device *device, const fa_problem *problem,
     fa_say("kernel %s (%s) comes from the cache", record.kernel_hex, record.config);
     return FA_OK;
   }
-  fa_status status = make_again(device, &lowered, &config, ready, message);
+  const bool pinned = fa_get_settings()->autotune == FA_TUNE_PINNED;
+  fa_status status = make_again(device, &lowered, &config, pinned ? record.kernel_hex : NULL, ready, message);
   if (status == FA_OK && strcmp((*ready)->kernel_hex, record.kernel_hex) != 0) { /* another compiler than then */
     memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
     fa_record_put(key, problem, FA_CACHE_REPLACE, &record, "");
@@ -106,19 +113,22 @@ static fa_status from_record(const fa_device *device, const fa_problem *problem,
   return status;
 }
 
-/* Publish what the tuner chose. The first published record wins, so that all processes compute with one kernel. */
-static void publish(const fa_device *device, const fa_problem *problem, const fa_key *key, const char *notes,
+/* Publish what the tuner chose. The first published record wins, so that all processes compute with one kernel. false:
+ * there is no record now. */
+static bool publish(const fa_device *device, const fa_problem *problem, const fa_key *key, const char *notes,
                     const fa_ready **ready) {
   fa_record record;
   memcpy(record.target, (*ready)->problem.target, sizeof record.target);
   memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
   fa_config_format(&(*ready)->config, record.config, sizeof record.config);
   if (fa_record_put(key, problem, FA_CACHE_KEEP_FIRST, &record, notes))
-    return;
+    return true;
   const fa_ready *theirs = NULL;
   char ignored[FA_MESSAGE_SIZE];
-  if (from_record(device, problem, key, &theirs, ignored) == FA_OK)
-    *ready = theirs;
+  if (from_record(device, problem, key, &theirs, ignored) != FA_OK)
+    return false;
+  *ready = theirs;
+  return true;
 }
 
 /* Nothing is known: one process at a time tunes, those that waited for it find its record. */
@@ -136,18 +146,59 @@ static fa_status tune_once(const fa_device *device, const fa_problem *problem, c
     fa_autotune autotune = usable ? fa_get_settings()->autotune : FA_TUNE_NONE;
     char notes[FA_NOTES_SIZE] = "";
     status = fa_tune(device, problem, bucket, autotune, host, stream, ready, &tuned, notes, message);
-    if (status == FA_OK && tuned && usable)
-      publish(device, problem, key, notes, ready);
+    if (status == FA_OK && !(tuned && usable && publish(device, problem, key, notes, ready)))
+      fa_count(&fa_counters.unrecorded);
   }
   fa_cache_unlock(lock);
   return status;
 }
 
+/* The arguments of `python -m flash_attention tune` for such a call. */
+static void tune_arguments(const fa_problem *problem, const fa_shape *shape, char *text, size_t size) {
+  snprintf(text, size, "--op %s --dtype %s --head-dim %d --batch %lld --heads %lld --seqlen %lld",
+           fa_op_name(problem->op), fa_dtype_name(problem->dtype), problem->head_dim, (long long)shape->batch,
+           (long long)shape->heads_q, (long long)shape->seqlen_q);
+  if (problem->head_dim_v != problem->head_dim)
+    fa_append(text, size, " --head-dim-v %d", problem->head_dim_v);
+  if (shape->heads_kv != shape->heads_q)
+    fa_append(text, size, " --heads-kv %lld", (long long)shape->heads_kv);
+  if (shape->seqlen_k != shape->seqlen_q)
+    fa_append(text, size, " --seqlen-k %lld", (long long)shape->seqlen_k);
+  fa_append(text, size, "%s%s", problem->is_causal ? " --causal" : "",
+            problem->deterministic ? " --deterministic" : "");
+}
+
+/* The record of the best search that was made, or an error that says how to come by one. */
+static fa_status pinned(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                        const fa_shape *shape, const fa_ready **ready, char *message) {
+  static const fa_autotune searched[] = {FA_TUNE_ALL, FA_TUNE_SOME, FA_TUNE_NONE};
+  char description[160], arguments[320], reason[FA_MESSAGE_SIZE] = "";
+  for (size_t i = 0; i < sizeof searched / sizeof *searched && !*reason; i++) {
+    fa_key key;
+    fa_record_key(&key, device, problem, bucket, searched[i]);
+    fa_status status = from_record(device, problem, &key, ready, reason);
+    fa_key_free(&key);
+    if (status == FA_OK)
+      return FA_OK;
+  }
+  fa_describe_problem(problem, description, sizeof description);
+  tune_arguments(problem, shape, arguments, sizeof arguments);
+  return fa_fail(FA_FAILED, message,
+                 "FLASH_ATTENTION_AUTOTUNE is 'pinned', and the cache %s has no%s tuning record for %s on %s%s%.2000s: "
+                 "make one (FLASH_ATTENTION_AUTOTUNE=1 python -m flash_attention tune %s --device %s), or take it from "
+                 "another cache (python -m flash_attention cache import FILE)",
+                 fa_cache_path(), *reason ? " usable" : "", description, device->kind, *reason ? "; " : "", reason,
+                 arguments, device->ops->name);
+}
+
 static fa_status resolve(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                         const fa_host *host, void *stream, const fa_ready **ready, char *message) {
+                         const fa_shape *shape, const fa_host *host, void *stream, const fa_ready **ready,
+                         char *message) {
   fa_autotune autotune = fa_get_settings()->autotune;
   fa_status status = FA_FAILED;
   fa_key key;
+  if (autotune == FA_TUNE_PINNED)
+    return pinned(device, problem, bucket, shape, ready, message);
   if (autotune == FA_TUNE_SOME) { /* an exhaustive search, if one was made, found at least as good a config */
     fa_record_key(&key, device, problem, bucket, FA_TUNE_ALL);
     status = from_record(device, problem, &key, ready, message);
@@ -164,7 +215,8 @@ static fa_status resolve(const fa_device *device, const fa_problem *problem, con
 }
 
 static fa_status make_ready(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                            const fa_host *host, void *stream, const fa_ready **ready, char *message) {
+                            const fa_shape *shape, const fa_host *host, void *stream, const fa_ready **ready,
+                            char *message) {
   fa_preparing state;
   fa_status status = device->ops->begin_preparing ? device->ops->begin_preparing(device, &state, message) : FA_OK;
   if (status != FA_OK)
@@ -172,7 +224,7 @@ static fa_status make_ready(const fa_device *device, const fa_problem *problem, 
   fa_problem chosen = *problem;
   if (device->ops->choose_target)
     device->ops->choose_target(bucket, chosen.target);
-  status = resolve(device, &chosen, bucket, host, stream, ready, message);
+  status = resolve(device, &chosen, bucket, shape, host, stream, ready, message);
   if (device->ops->end_preparing)
     device->ops->end_preparing(device, &state);
   return status;
@@ -195,7 +247,8 @@ static fa_status find_in_capture(const fa_device *device, const fa_problem *prob
 /* Off the hit path: the first thread that wants a slot's kernel makes it, the others wait and share its outcome.
  * A failure is not kept: the next call tries again. */
 static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
-                         const fa_host *host, void *stream, const fa_ready **ready, char *message) {
+                         const fa_shape *shape, const fa_host *host, void *stream, const fa_ready **ready,
+                         char *message) {
   if (device->ops->is_capturing && device->ops->is_capturing(device, stream))
     return find_in_capture(device, problem, ready, message);
   fa_lock();
@@ -218,7 +271,7 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
   slot->claimed_by = fa_generation();
   fa_unlock();
 
-  fa_status status = make_ready(device, problem, &key->bucket, host, stream, ready, message);
+  fa_status status = make_ready(device, problem, &key->bucket, shape, host, stream, ready, message);
 
   fa_lock();
   slot->claimed_by = 0;
@@ -249,7 +302,7 @@ fa_status fa_execute(const fa_call *call, const fa_host *host, char *message) {
   table_key_of(&problem, device, &call->shape, &key);
   const fa_ready *ready = fa_table_find(&key);
   if (!ready) {
-    status = prepare(device, &problem, &key, host, call->stream, &ready, message);
+    status = prepare(device, &problem, &key, &call->shape, host, call->stream, &ready, message);
     if (status != FA_OK)
       return status;
   }

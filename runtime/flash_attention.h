@@ -122,6 +122,7 @@ FA_API fa_status fa_info(char **text);
 /* What happened in this process so far; tests and `bench` read it. */
 typedef struct fa_statistics {
   int64_t compilations, compile_failures, tunings, cache_hits, cache_misses, kernels_loaded, launches;
+  int64_t unrecorded; /* choices of which no record could be kept: the next process makes them again */
 } fa_statistics;
 FA_API void fa_get_statistics(fa_statistics *statistics);
 /* The cache of this process, by path; visit as fa_cache_visit but as text lines (hex kind bytes last_used valid
@@ -129,5 +130,12 @@ FA_API void fa_get_statistics(fa_statistics *statistics);
 FA_API fa_status fa_cache_report(bool verify, char **text, char *message);
 FA_API fa_status fa_cache_remove_all(int64_t *removed, char *message);
 FA_API const char *fa_cache_path(void);
+/* Entries of the cache as the bytes of their files, to and from another cache (cache/cache.h: fa_cache_export,
+ * fa_cache_import). `bytes` is freed with fa_free. `result` gets an fa_cache_import_result; FA_FAILED and a message
+ * where the entry was refused or could not be stored. */
+FA_API fa_status fa_cache_export_entry(const char *kind, const char *hex, char name[64], void **bytes, size_t *length,
+                                       char *message);
+FA_API fa_status fa_cache_import_entry(const char *name, const void *bytes, size_t length, bool store, int *result,
+                                       char *message);
 
 #endif

@@ -28,8 +28,8 @@ void fa_describe_problem(const fa_problem *problem, char *text, size_t size) {
 }
 
 void fa_record_key(fa_key *key, const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                   fa_autotune autotune) {
-  static const char *const searched[] = {"best guess", "some candidates", "all candidates"};
+                   fa_autotune searched) {
+  static const char *const names[] = {"best guess", "some candidates", "all candidates"};
   char problem_text[160], bucket_text[160];
   fa_describe_problem(problem, problem_text, sizeof problem_text);
   snprintf(bucket_text, sizeof bucket_text, "batch=%lld heads_q=%lld heads_kv=%lld seqlen_q=%lld seqlen_k=%lld",
@@ -39,7 +39,7 @@ void fa_record_key(fa_key *key, const fa_device *device, const fa_problem *probl
   fa_key_add_text(key, "problem", problem_text);
   fa_key_add_text(key, "bucket", bucket_text);
   fa_key_add_text(key, "device", device->kind);
-  fa_key_add_text(key, "searched", searched[autotune]);
+  fa_key_add_text(key, "searched", names[searched]);
   fa_key_add_text(key, "templates", fa_templates_digest());
   fa_key_add_text(key, "generator", FA_SOURCE_DIGEST);
 }

@@ -44,7 +44,8 @@ void fa_get_statistics(fa_statistics *statistics) {
                                 .cache_hits = fa_counters.cache_hits,
                                 .cache_misses = fa_counters.cache_misses,
                                 .kernels_loaded = fa_counters.kernels_loaded,
-                                .launches = fa_counters.launches};
+                                .launches = fa_counters.launches,
+                                .unrecorded = fa_counters.unrecorded};
 }
 
 const char *fa_cache_path(void) { return fa_cache_directory(fa_shared_cache()); }
@@ -99,6 +100,20 @@ fa_status fa_cache_report(bool verify, char **text, char *message) {
   }
   *text = report.text;
   return FA_OK;
+}
+
+fa_status fa_cache_export_entry(const char *kind, const char *hex, char name[64], void **bytes, size_t *length,
+                                char *message) {
+  if (fa_cache_export(fa_shared_cache(), kind, hex, name, bytes, length))
+    return FA_OK;
+  return fa_fail(FA_FAILED, message, "the cache %s has no intact entry %s-%s", fa_cache_path(), kind, hex);
+}
+
+fa_status fa_cache_import_entry(const char *name, const void *bytes, size_t length, bool store, int *result,
+                                char *message) {
+  const char *wrong = NULL;
+  *result = (int)fa_cache_import(fa_shared_cache(), name, bytes, length, store, &wrong);
+  return wrong ? fa_fail(FA_FAILED, message, "%s", wrong) : FA_OK;
 }
 
 fa_status fa_cache_remove_all(int64_t *removed, char *message) {

@@ -34,9 +34,14 @@ void fa_wake_all(void);
 unsigned fa_generation(void);
 
 /* --- settings.c: environment variables, read once; messages on stderr. */
-typedef enum fa_autotune { FA_TUNE_NONE, FA_TUNE_SOME, FA_TUNE_ALL } fa_autotune;
+typedef enum fa_autotune {
+  FA_TUNE_NONE,
+  FA_TUNE_SOME,
+  FA_TUNE_ALL,
+  FA_TUNE_PINNED /* none of these: only what one of them has recorded is used */
+} fa_autotune;
 typedef struct fa_settings {
-  fa_autotune autotune; /* FLASH_ATTENTION_AUTOTUNE: 0, 1, max */
+  fa_autotune autotune; /* FLASH_ATTENTION_AUTOTUNE: 0, 1, max, pinned */
   bool verbose;         /* FLASH_ATTENTION_VERBOSE */
   bool show_progress;   /* stderr is a terminal and this is rank 0 */
 } fa_settings;
@@ -58,7 +63,8 @@ void fa_progress_show(fa_progress *progress, const char *format, ...) __attribut
 void fa_progress_end(fa_progress *progress);
 
 extern struct fa_counters {
-  _Atomic int64_t compilations, compile_failures, tunings, cache_hits, cache_misses, kernels_loaded, launches;
+  _Atomic int64_t compilations, compile_failures, tunings, cache_hits, cache_misses, kernels_loaded, launches,
+      unrecorded;
 } fa_counters;
 static inline void fa_count(_Atomic int64_t *counter) { atomic_fetch_add_explicit(counter, 1, memory_order_relaxed); }
 
@@ -137,8 +143,9 @@ typedef struct fa_record {
   char kernel_hex[33];
 } fa_record;
 void fa_describe_problem(const fa_problem *problem, char *text, size_t size); /* one line for people and keys */
+/* `searched`: how the record was found, so not FA_TUNE_PINNED. */
 void fa_record_key(fa_key *key, const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                   fa_autotune autotune);
+                   fa_autotune searched);
 bool fa_record_get(const fa_key *key, fa_record *record);
 /* `notes` goes into the entry for people: the timings. False if another record was published first. */
 bool fa_record_put(const fa_key *key, const fa_problem *problem, fa_cache_mode mode, const fa_record *record,

@@ -32,8 +32,10 @@ static void read_environment(void) {
     settings.autotune = FA_TUNE_NONE;
   else if (autotune && strcmp(autotune, "max") == 0)
     settings.autotune = FA_TUNE_ALL;
+  else if (autotune && strcmp(autotune, "pinned") == 0)
+    settings.autotune = FA_TUNE_PINNED;
   else if (autotune && *autotune && strcmp(autotune, "1") != 0)
-    fa_warn("FLASH_ATTENTION_AUTOTUNE is '%s'; it must be 0, 1 or max. Going on with 1.", autotune);
+    fa_warn("FLASH_ATTENTION_AUTOTUNE is '%s'; it must be 0, 1, max or pinned. Going on with 1.", autotune);
   const char *verbose = getenv("FLASH_ATTENTION_VERBOSE");
   settings.verbose = verbose && *verbose && strcmp(verbose, "0") != 0;
   settings.show_progress =

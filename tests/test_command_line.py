@@ -160,7 +160,7 @@ def test_wrong_arguments_are_one_sentence(
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = output("--help")
-    for name in ("info", "source", "compile", "configs", "emulate", "cache", "bench"):
+    for name in ("info", "source", "compile", "configs", "emulate", "tune", "cache", "bench"):
         assert name in text
         with pytest.raises(SystemExit) as caught:
             cli.main([name, "--help"])

@@ -18,7 +18,7 @@ DTYPES = ["fp32", "fp16", "bf16"]
 OPS = ["forward", "backward"]
 HEAD_DIMS = [1, 8, 33, 64, 80, 96, 128, 160, 192, 256]
 MAIN = ["sm_80", "sm_90"]
-HOPPER = "sm_90a"  # its own family: 16 bits, head dims that are multiples of 8, up to 128 in backward
+HOPPER = "sm_90a"  # families of its own: 16 bits, head dims that are multiples of 8; forward in fp32
 OTHERS = ["sm_86", "sm_89", "sm_100", "sm_120", "sm_121"]
 # Bytes of shared memory that a block may ask for: CUDA C++ Programming Guide, technical specifications.
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, HOPPER: 232448, "sm_100": 232448} | dict.fromkeys(
@@ -114,8 +114,8 @@ def test_every_config(op: str, dtype: str, head_dim: int, architecture: str) -> 
 # Bytes that a thread of Hopper's kernels may store and load. Forward: three warpgroups have 160 registers each, and an
 # address or two, used once for a block of keys, do not fit. Backward: with a head dim of 128, dK, dV, scores, and
 # dQ or what becomes d_scores take 192 of 240 registers, weights at 16 bits 16 more; with a causal mask a few values
-# that are the same for all lanes and used once a step do not fit beside them (60 bytes).
-HOPPER_SPILL_LIMIT = {"forward": 16, "backward": 64}
+# that are the same for all lanes and used once a step do not fit beside them (12 bytes).
+HOPPER_SPILL_LIMIT = {"forward": 16, "backward": 16}
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -127,13 +127,21 @@ def test_hopper(op: str, dtype: str) -> None:
     check_hopper(op, ((dtype, *d, causal, "") for d, causal in itertools.product(dims, (False, True))))
 
 
-@pytest.mark.parametrize(
-    ("op", "head_dim"), [("forward", 64), ("forward", 128), ("forward", 256), ("backward", 64), ("backward", 128)]
-)
-def test_every_config_of_hopper(op: str, head_dim: int) -> None:
+def test_hopper_fp32() -> None:
+    """Forward in fp32: any head dim, V's own."""
+    dims = [(d, d) for d in (1, 33, 64, 80, 96, 100, 128, 160, 192, 224, 250, 256)]
+    dims += [(8, 64), (72, 40), (192, 128), (40, 200), (256, 8)]
+    check_hopper("forward", (("fp32", *d, causal, "") for d, causal in itertools.product(dims, (False, True))))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
+@pytest.mark.parametrize(("op", "dtype"), [("forward", "bf16"), ("forward", "fp32"), ("backward", "bf16")])
+def test_every_config_of_hopper(op: str, dtype: str, head_dim: int) -> None:
+    if op == "backward" and head_dim > 128:
+        return  # another family's
     for causal in (False, True):
-        problem = _native.problem(op, "bf16", head_dim, head_dim, causal, f"cuda:{HOPPER}")
-        check_hopper(op, (("bf16", head_dim, head_dim, causal, config) for config in _native.list_configs(problem)))
+        problem = _native.problem(op, dtype, head_dim, head_dim, causal, f"cuda:{HOPPER}")
+        check_hopper(op, ((dtype, head_dim, head_dim, causal, config) for config in _native.list_configs(problem)))
 
 
 def check_hopper(op: str, kernels: Iterable[tuple[str, int, int, bool, str]]) -> None:
@@ -143,11 +151,14 @@ def check_hopper(op: str, kernels: Iterable[tuple[str, int, int, bool, str]]) ->
         dtype, head_dim, head_dim_v, causal, config = kernel
         problem = _native.problem(op, dtype, head_dim, head_dim_v, causal, f"cuda:{HOPPER}")
         compiled = _native.compile_kernel(problem, config)
-        if compiled.spill_bytes > HOPPER_SPILL_LIMIT[op] or "arning" in compiled.log or "(C75" in compiled.log:
+        # In fp32, above 192 columns of V, sums and parts take 192 of 240 registers: a dozen addresses and statistics do
+        # not fit.
+        limit = 208 if dtype == "fp32" and head_dim_v > 192 else HOPPER_SPILL_LIMIT[op]
+        if compiled.spill_bytes > limit or "arning" in compiled.log or "(C75" in compiled.log:
             return f"{kernel}: {compiled.spill_bytes} bytes spilled\n{compiled.log}"
         if shared_bytes(problem, config) > SHARED_LIMIT[HOPPER]:
             return f"{kernel}: {shared_bytes(problem, config)} bytes of shared memory"
-        return None if f"hopper/{op}.cu" in _native.source(problem, config)[0] else f"{kernel}: another family"
+        return None if f"hopper/{op}" in _native.source(problem, config)[0] else f"{kernel}: another family"
 
     with ThreadPoolExecutor(2) as pool:
         complaints = [text for text in pool.map(complaint_of, kernels) if text]

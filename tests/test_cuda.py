@@ -384,7 +384,7 @@ def test_families_have_the_same_row_maxima(dtype: torch.dtype, size: float, scal
     assert torch.equal(*maxima)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_gradients_of_large_scores(dtype: torch.dtype) -> None:
     """Weights of 0 and 1: dV is a sum of rows of grad_output, and nothing larger."""
     query, key, value, grad = (torch.randn(1, 2, 300, 64, device="cuda").to(dtype) for _ in range(4))
@@ -392,4 +392,4 @@ def test_gradients_of_large_scores(dtype: torch.dtype) -> None:
     (actual,) = torch.autograd.grad(flash_attention(*inputs), inputs[2], grad)
     weights = torch.softmax(inputs[0].detach().double() @ inputs[1].detach().double().transpose(-1, -2) / 8, -1)
     expected = weights.transpose(-1, -2) @ grad.double()
-    assert (actual - expected).norm() < 1e-2 * expected.norm()
+    assert (actual - expected).norm() < (1e-5 if dtype == torch.float32 else 1e-2) * expected.norm()

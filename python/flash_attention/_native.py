@@ -62,7 +62,12 @@ COUNTERS = (
     "cache_misses",
     "kernels_loaded",
     "launches",
+    "unrecorded",
 )
+
+# fa_cache_import_result, in its order.
+IMPORT_RESULTS = ("stored", "present", "absent", "refused", "failed")
+ENTRY_NAME_SIZE = 64
 
 
 class Statistics(ctypes.Structure):
@@ -102,6 +107,14 @@ def functions() -> ctypes.CDLL:
         "fa_get_statistics": (None, [ctypes.POINTER(Statistics)]),
         "fa_cache_report": (ctypes.c_int, [ctypes.c_bool, text, message]),
         "fa_cache_remove_all": (ctypes.c_int, [ctypes.POINTER(ctypes.c_int64), message]),
+        "fa_cache_export_entry": (
+            ctypes.c_int,
+            [*[ctypes.c_char_p] * 3, text, ctypes.POINTER(ctypes.c_size_t), message],
+        ),
+        "fa_cache_import_entry": (
+            ctypes.c_int,
+            [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_bool, ctypes.POINTER(ctypes.c_int), message],
+        ),
         "fa_cache_path": (ctypes.c_char_p, []),
         "fa_template_dir": (ctypes.c_char_p, []),
     }
@@ -234,6 +247,30 @@ def cache_clear() -> int:
     removed = ctypes.c_int64()
     call("fa_cache_remove_all", ctypes.byref(removed))
     return removed.value
+
+
+def cache_export_entry(kind: str, key: str) -> tuple[str, bytes]:
+    """File name and bytes of an entry, checked; RuntimeError where there is none that is intact."""
+    name, data, length = ctypes.create_string_buffer(ENTRY_NAME_SIZE), ctypes.c_void_p(), ctypes.c_size_t()
+    call("fa_cache_export_entry", kind.encode(), key.encode(), name, ctypes.byref(data), ctypes.byref(length))
+    content = ctypes.string_at(data.value or 0, length.value)
+    functions().fa_free(data)
+    return decode(name.value), content
+
+
+def cache_import_entry(name: str, content: bytes, store: bool) -> tuple[str, str]:
+    """Check an entry that comes from elsewhere and, with `store`, publish it where its key has none.
+
+    Returns one of IMPORT_RESULTS, and what is wrong with it or "".
+    """
+    result = ctypes.c_int()
+    if not name.isascii() or not name.isprintable():
+        return "refused", "not named as entries are"
+    try:
+        call("fa_cache_import_entry", name.encode(), content, len(content), store, ctypes.byref(result))
+    except RuntimeError as error:
+        return IMPORT_RESULTS[result.value], str(error)
+    return IMPORT_RESULTS[result.value], ""
 
 
 def cache_path() -> str:

@@ -8,15 +8,17 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from flash_attention import _native, emulate_command
+from flash_attention import _native, cache_archive, emulate_command, tune_command
+from flash_attention.arguments import numbers, positive, several
 
 ENVIRONMENT = {
     "FLASH_ATTENTION_CACHE_DIR": "where kernels and tuning records are kept",
     "FLASH_ATTENTION_CACHE_SIZE": "most bytes to keep, with K, M or G; 1G if not set",
     "FLASH_ATTENTION_CPU_ISA": "avx2, avx512, avx512_bf16, avx512_amx or neon; the best there is if not set",
     "FLASH_ATTENTION_CUDA_ARCH": "sm_90 on an sm_90a device: portable kernels only; the device's own if not set",
-    "FLASH_ATTENTION_AUTOTUNE": "0: take the best guess; 1 (if not set): time a handful of configs; max: time all",
+    "FLASH_ATTENTION_AUTOTUNE": "0: best guess; 1 (if not set): time some; max: time all; pinned: only what is cached",
     "FLASH_ATTENTION_VERBOSE": "1: say on standard error what is compiled and tuned",
     "CC": "C compiler with its arguments; cc, gcc or clang if not set",
     "CUDA_HOME": "where NVRTC is looked for if Python's packages bring none; CUDA_PATH after it",
@@ -30,7 +32,9 @@ examples:
   python -m flash_attention compile --op backward --dtype bf16 --head-dim 128 --causal
   python -m flash_attention source --template cuda/ptx.h --set op=forward --set dtype_16=bf16
   python -m flash_attention emulate --op backward --dtype bf16 --head-dim 64 --causal
+  python -m flash_attention tune --dtype bf16 --head-dim 128 --heads 16 --seqlen 512,2048,8192 --causal
   python -m flash_attention cache verify
+  python -m flash_attention cache export kernels.tar
   python -m flash_attention bench --quick
 
 environment:
@@ -122,13 +126,47 @@ def run_configs(arguments: argparse.Namespace) -> None:
 
 
 def run_cache(arguments: argparse.Namespace) -> None:
-    """List, check or empty the cache, or say where it is."""
-    if arguments.action == "path":
+    """List, check or empty the cache, carry it elsewhere, or say where it is."""
+    has_file = arguments.action in ("export", "import")
+    if has_file and not arguments.file:
+        raise CommandError(f"cache {arguments.action} needs a FILE: `cache {arguments.action} kernels.tar`")
+    if arguments.file and not has_file:
+        raise CommandError(f"FILE is {arguments.file!r}; cache {arguments.action} has none, only export and import do")
+    if arguments.target and arguments.action != "export":
+        raise CommandError(f"--target is {arguments.target!r}; only cache export has it")
+    if arguments.action == "export":
+        run_export(Path(arguments.file), arguments.target or "")
+    elif arguments.action == "import":
+        run_import(Path(arguments.file))
+    elif arguments.action == "path":
         print(_native.cache_path())
     elif arguments.action == "clear":
         print(f"{_native.cache_clear()} entries removed from {_native.cache_path()}")
     else:
         print_entries(verify=arguments.action == "verify")
+
+
+def run_export(path: Path, target: str) -> None:
+    done = cache_archive.export_entries(path, target)
+    print(f"{done.kernels} kernels and {done.records} tuning records, {done.size} bytes, written to {path}")
+    print(f"cache: {_native.cache_path()}")
+    if done.damaged:
+        print(f"{done.damaged} damaged entries were left out; each is made anew when it is needed")
+
+
+def run_import(path: Path) -> None:
+    done = cache_archive.import_entries(path)
+    for name, reason in done.refused:
+        print(f"refused {name!r}: {reason}")
+    print(f"{done.stored} entries imported, {done.present} already present, {len(done.refused)} refused")
+    print(f"cache: {_native.cache_path()}")
+    if done.lost:
+        raise CommandError(
+            f"{done.lost} entries of {path} had to make room for others: raise FLASH_ATTENTION_CACHE_SIZE "
+            f"({os.environ.get('FLASH_ATTENTION_CACHE_SIZE', '1G')}) and import again"
+        )
+    if done.refused:
+        raise CommandError(f"{len(done.refused)} entries of {path} were refused; export it again")
 
 
 def print_entries(verify: bool) -> None:
@@ -162,11 +200,10 @@ def run_emulate(arguments: argparse.Namespace) -> None:
         raise CommandError(wrong)
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+def run_tune(arguments: argparse.Namespace) -> None:
+    """Find the best kernels for a list of problems now, so that no later call has to."""
+    if wrong := tune_command.run(arguments):
+        raise CommandError(wrong)
 
 
 def add_problem_arguments(parser: argparse.ArgumentParser, default_target: str = "this machine's CPU") -> None:
@@ -200,23 +237,6 @@ def add_template_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K=V",
         help="a constant of --template, a number or text; repeatable",
     )
-
-
-def several(*allowed: str) -> Callable[[str], list[str]]:
-    """An argument type: a comma-separated list of some of `allowed`."""
-
-    def parse(text: str) -> list[str]:
-        items = [item.strip() for item in text.split(",")]
-        for item in items:
-            if item not in allowed:
-                raise argparse.ArgumentTypeError(f"{item!r} is none of {', '.join(allowed)}")
-        return items
-
-    return parse
-
-
-def numbers(text: str) -> list[int]:
-    return [positive(item) for item in text.split(",")]
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -288,14 +308,28 @@ def build_parser() -> argparse.ArgumentParser:
     add_problem_arguments(emulate, "cuda:sm_80; those of a CPU do not run in it")
     add_config_argument(emulate)
     emulate_command.add_arguments(emulate)
+    tune_command.add_arguments(
+        add(
+            "tune",
+            run_tune,
+            "compile and tune for a list of shapes ahead of time",
+            tune_command.DESCRIPTION,
+            tune_command.EPILOG,
+        )
+    )
     cache = add(
         "cache",
         run_cache,
-        "list, verify or clear what is kept on disk, or say where that is",
+        "list, verify or clear what is kept on disk, carry it elsewhere, or say where it is",
         "list: every entry. verify: read and check every entry; status 1 if one is damaged.\n"
-        "clear: remove all. path: where the cache is.",
+        "clear: remove all. path: where the cache is.\n"
+        "export FILE: write all intact entries to a file. import FILE: take those that are not there yet;\n"
+        "each is checked to the last byte; status 1 if one is refused. A kernel is code that will run: import\n"
+        "only files of people whom you trust.",
     )
-    cache.add_argument("action", choices=("list", "verify", "clear", "path"))
+    cache.add_argument("action", choices=("list", "verify", "clear", "path", "export", "import"))
+    cache.add_argument("file", nargs="?", metavar="FILE", help="of export and import: a tar archive")
+    cache.add_argument("--target", help="export only kernels and records of this target (cuda:sm_90a) or kind (cuda)")
     add_bench_arguments(
         add(
             "bench",

@@ -117,6 +117,42 @@ static __device__ __forceinline__ void multiply_rows(float (&product)[M_PART / 8
   }
 }
 
+//% if sums_like_hopper
+/* The same as hopper/forward_fp32_products.h sums it, bit for bit: forward's maximum is subtracted from the scores, and
+ * where they are large a unit in the last place is a wrong weight. */
+template <int DIM, int PITCH>
+static __device__ __forceinline__ void multiply_like_hopper(float (&product)[M_PART / 8][4], const half_bits *rows,
+                                                             const half_bits *columns)
+{
+  int lane = threadIdx.x % 32;
+  u32 a_at = shared_address(rows + lane_a(lane, PITCH));
+  u32 b_at = shared_address(columns + lane_b(M_PART == 8 ? lane % 16 : lane, PITCH));
+#pragma unroll
+  for (int first = 0; first < DIM; first += 64) {
+    float sum[M_PART / 8][4] = {};
+#pragma unroll
+    for (int pass = 0; pass < 3; pass++) /* with the low parts of Q, with those of K, with none */
+#pragma unroll
+      for (int k = first; k < min(DIM, first + 64); k += 16) {
+        u32 a[4], b[4];
+        ldmatrix_x4(a, a_at + (k + (pass == 1 ? BLOCK_N * PITCH : 0)) * 2);
+#pragma unroll
+        for (int n = 0; n < M_PART / 8; n += 2) {
+          ldmatrix_x4(b, b_at + (n * 8 * PITCH + k + (pass == 0 ? BLOCK_M * PITCH : 0)) * 2);
+#pragma unroll
+          for (int half = 0; half < 2 && n + half < M_PART / 8; half++)
+            mma_m16n8k16(sum[n + half], a, b[2 * half], b[2 * half + 1]);
+        }
+      }
+#pragma unroll
+    for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        product[n][e] = first ? product[n][e] + sum[n][e] : sum[n][e];
+  }
+}
+//% end
+
 /* Weights and d_scores of a step. */
 static __device__ __forceinline__ void compute_scores(struct scores &s, const struct tiles &tiles,
                                                       const struct fa_params &params, const struct work &w,
@@ -124,11 +160,16 @@ static __device__ __forceinline__ void compute_scores(struct scores &s, const st
 {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stage = c.stage;
   int group = warp / D_SPLITS, first_query = warp % D_SPLITS * M_PART; /* in the block */
-  multiply_rows<DIM_QK, PITCH_QK>(s.weights, tiles.keys + group * 16 * PITCH_QK,
-                                  tiles.queries + stage * QUERY_TILE + first_query * PITCH_QK);
+  const half_bits *keys = tiles.keys + group * 16 * PITCH_QK;
+  const half_bits *queries = tiles.queries + stage * QUERY_TILE + first_query * PITCH_QK;
+//% if sums_like_hopper
+  multiply_like_hopper<DIM_QK, PITCH_QK>(s.weights, keys, queries);
+//% else
+  multiply_rows<DIM_QK, PITCH_QK>(s.weights, keys, queries);
+//% end
   multiply_rows<DIM_V, PITCH_V>(s.d_scores, tiles.values + group * 16 * PITCH_V,
                                 tiles.grad_outputs + stage * GRAD_TILE + first_query * PITCH_V);
-  weigh<true, true>(s, tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2, w
+  weigh<true, true>(s, tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2, w, params
 //% if dtype == "fp32"
         , tiles.query_factors[stage] * w.key_factor, tiles.grad_factors[stage] * w.value_factor
 //% end

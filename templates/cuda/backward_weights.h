@@ -26,26 +26,27 @@ static __device__ __forceinline__ void mask_scores(struct scores &s, const struc
     }
 }
 
-/* From products to weights (WEIGHTS) and, from these, to d_scores (D_SCORES), of tiles BEGIN to END of 8 queries;
- * `stats` are those of this thread's first two queries.
+/* From products to weights (WEIGHTS) and, from these, to d_scores (D_SCORES); `stats` are those of this thread's first
+ * two queries.
 //% if dtype == "fp32"
  * The products are in units of `unit` and `d_unit`.
 //% end
  */
-template <bool WEIGHTS, bool D_SCORES, int BEGIN = 0, int END = M_PART / 8>
-static __device__ __forceinline__ void weigh(struct scores &s, const struct row_stats *stats, const struct work &w
+template <bool WEIGHTS, bool D_SCORES>
+static __device__ __forceinline__ void weigh(struct scores &s, const struct row_stats *stats, const struct work &w,
+                                             const struct fa_params &params
 //% if dtype == "fp32"
                                              , float unit, float d_unit
 //% end
 )
 {
-  float factor = w.factor, sign = w.sign;
+  float factor = w.factor, sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
 //% if dtype == "fp32"
   float inverse_unit = inverse_power(unit);
   factor = fminf(factor * unit, 0x1p127f);
 //% end
 #pragma unroll
-  for (int n = BEGIN; n < END; n++)
+  for (int n = 0; n < M_PART / 8; n++)
 #pragma unroll
     for (int e = 0; e < 2; e++) {
       struct row_stats row = stats[n * 8 + e];

@@ -3,7 +3,7 @@ struct work {
   int batch, kv_head, group_size, key_block, first_key, seqlen_q, seqlen_k;
   int first_block, blocks; /* of queries that see one of the keys */
   int num_steps;           /* group_size times blocks */
-  float factor, sign;      /* from scores to exponents of 2 */
+  float factor;            /* from scores to exponents of 2 */
 //% if dtype == "fp32"
   float key_factor, value_factor; /* 2^-k of the block's K and V */
 //% end
@@ -37,7 +37,6 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
 //% end
   w.num_steps = w.group_size * w.blocks;
   w.factor = softmax_factor(params);
-  w.sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
 //% if dtype == "fp32"
   struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
   w.key_factor = from.key_factors[w.key_block];

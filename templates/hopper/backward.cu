@@ -140,8 +140,8 @@ static __device__ __forceinline__ void begin_grad_value(float (&grad_value)[DIM_
 /* From weights to d_scores, and dV under way. The last step's dK is there, too. */
 static __device__ __forceinline__ void finish_scores(struct scores &scores, float (&grad_key)[DIM_K / 8][4],
                                                      float (&grad_value)[DIM_V / 8][4], u32 (&weights)[BLOCK_M / 16][4], const struct step &step,
-                                                     const struct work &w, int warpgroup, const unsigned char *memory,
-                                                     u32 shared)
+                                                     const struct fa_params &params, const struct work &w, int warpgroup,
+                                                     const unsigned char *memory, u32 shared)
 {
   u32 d_scores[BLOCK_M / 16][4];
   wait_full(shared + GRAD_FULL, step.stage);
@@ -155,7 +155,7 @@ static __device__ __forceinline__ void finish_scores(struct scores &scores, floa
 //% end
   keep_registers(flat(scores.d_scores));
   keep_registers(flat(grad_key));
-  weigh<false, true>(scores, find_stats(step, memory), w);
+  weigh<false, true>(scores, find_stats(step, memory), w, params);
   mask_step<false, true>(scores, step, w);
   pack_fragments(d_scores, scores.d_scores);
   publish_d_scores(d_scores, step, shared);
@@ -197,13 +197,13 @@ static __device__ __forceinline__ void consume_steps(float (&grad_key)[DIM_K / 8
   begin_scores(scores, step, warpgroup, shared);
   wgmma_wait<0>();
   keep_registers(flat(scores.weights));
-  weigh<true, false>(scores, find_stats(step, memory), w);
+  weigh<true, false>(scores, find_stats(step, memory), w, params);
   mask_step<true, false>(scores, step, w);
   while (step.number + 1 < w.num_steps) {
     struct step next = step;
     advance(next, params, w);
     const struct ring<2> last_tiles = one_before(step.tiles);
-    finish_scores(scores, grad_key, grad_value, weights, step, w, warpgroup, memory, shared);
+    finish_scores(scores, grad_key, grad_value, weights, step, params, w, warpgroup, memory, shared);
     if (step.number > 0) {
       release(shared + QUERY_EMPTY, one_before(step.stage));
       wait_full(shared + D_SCORE_FULL, last_tiles);
@@ -223,12 +223,12 @@ static __device__ __forceinline__ void consume_steps(float (&grad_key)[DIM_K / 8
       end_grad_query(grad_query, sums, last_tiles, shared);
     wgmma_wait<1>();
     keep_registers(flat(scores.weights));
-    weigh<true, false>(scores, find_stats(next, memory), w);
+    weigh<true, false>(scores, find_stats(next, memory), w, params);
     mask_step<true, false>(scores, next, w);
     sums = params.grad_query.data ? find_grad_query(step) : 0;
     step = next;
   }
-  finish_scores(scores, grad_key, grad_value, weights, step, w, warpgroup, memory, shared);
+  finish_scores(scores, grad_key, grad_value, weights, step, params, w, warpgroup, memory, shared);
   add_grad_key(grad_key, shared + D_SCORES + step.tiles.stage * D_SCORE_BYTES,
                shared + QUERIES + step.stage.stage * QUERY_BYTES, warpgroup);
   wgmma_wait<0>();

@@ -28,7 +28,8 @@ static __device__ __forceinline__ void add_grad_value(float (&grad_value)[DIM_V 
   wgmma_commit();
 }
 
-/* Issue dK += d_scores^T Q. They come from their tile: registers do not suffice to keep them. */
+/* Issue dK += d_scores^T Q. They come from their tile: registers do not suffice to keep them. A warp's part of the product
+ * reads the 16 keys that it wrote itself, so nobody else has to be waited for. */
 static __device__ __forceinline__ void add_grad_key(float (&grad_key)[DIM_K / 8][4], u32 d_scores, u32 queries,
                                                     int warpgroup)
 {

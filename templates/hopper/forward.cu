@@ -32,6 +32,7 @@ enum {
   QUERY_BYTES = CHUNKS_QK * BLOCK_M * 128,
   KEY_BYTES = CHUNKS_QK * BLOCK_N * 128,
   VALUE_BYTES = CHUNKS_V * BLOCK_N * 128,
+  KEY_AND_VALUE_BYTES = (HEAD_DIM + HEAD_DIM_V) * 2, /* of one key in global memory */
 };
 
 //% include "cuda/ptx.h"
@@ -49,6 +50,7 @@ typedef half_bits element;
 //% include "hopper/forward_work.h"
 //% include "hopper/ring.h"
 //% include "hopper/forward_shared.h"
+//% include "hopper/forward_turns.h"
 //% include "hopper/forward_produce.h"
 //% include "hopper/fragments.h"
 //% include "hopper/forward_products.h"

@@ -27,7 +27,7 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
 //% if causal
   /* So many heads together that their K and V take half of the cache (50 MB); of these, tiles with most keys first. */
   int all = (int)(params.batch * params.heads_q), shared_by = (int)(params.heads_q / params.heads_kv);
-  long long bytes = params.seqlen_k * (HEAD_DIM + HEAD_DIM_V) * 2;
+  long long bytes = params.seqlen_k * KEY_AND_VALUE_BYTES;
   int heads = bytes > 0 ? (int)min((25ll << 20) / bytes * shared_by, (long long)all) : 1;
   heads = max(heads, 1);
   int group = tile / (heads * query_blocks), rest = tile % (heads * query_blocks);

@@ -71,16 +71,3 @@ static __device__ __forceinline__ void load_rows(u32 tile, const struct tensor_m
   for (int chunk = 0; chunk < CHUNKS; chunk++)
     tensor_load(tile + chunk * ROWS * 128, map, full, 64 * chunk, row, head, batch);
 }
-
-/* Warpgroups of consumers take turns at what they should not do at the same time. Named barrier 0 is that of
- * __syncthreads. */
-static __device__ __forceinline__ void take_turn(int warpgroup)
-{
-  if constexpr (CONSUMERS > 1)
-    named_barrier_wait(1 + warpgroup, 256);
-}
-static __device__ __forceinline__ void give_turn(int warpgroup)
-{
-  if constexpr (CONSUMERS > 1)
-    named_barrier_arrive(1 + (warpgroup + 1) % CONSUMERS, 256);
-}

@@ -136,6 +136,37 @@ static void in_child_no_memory(void *unused) {
   fa_statistics statistics;
   fa_get_statistics(&statistics);
   CHECK_NUMBER(fake->launches, 1);
+  CHECK_NUMBER(statistics.unrecorded, 1);
+}
+
+/* Only what is known: a kernel of another process's record, no tuning; and an error where there is none. */
+static void in_child_pinned(void *unused) {
+  (void)unused;
+  setenv("FLASH_ATTENTION_AUTOTUNE", "pinned", 1);
+  setenv("CUDA_HOME", "/nowhere", 1);
+  begin();
+  check_run(0, NULL);
+  CHECKF(launched("launch forward32"), "%s", last_launch());
+  CHECK_NUMBER(fake->launches, 1);
+  CHECK_NUMBER(fake->loads, 1);
+}
+static void in_child_pinned_unknown(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  setenv("FLASH_ATTENTION_AUTOTUNE", "pinned", 1);
+  begin();
+  help_make_case(&self, true);
+  self.call.device_type = FA_DEVICE_CUDA;
+  CHECK_NUMBER(fa_execute(&self.call, fa_default_host(), message), FA_FAILED);
+  CHECKF(strstr(message, " has no tuning record for forward fp32 head_dim=24 head_dim_v=24 causal cuda:sm_") != NULL &&
+             strstr(message, "python -m flash_attention tune --op forward --dtype fp32 --head-dim 24 --batch 1 "
+                             "--heads 2 --seqlen 37 --causal --device cuda)") != NULL,
+         "%s", message);
+  CHECK_NUMBER(fake->loads, 0);
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.compilations, 0);
 }
 
 /* What is timed fills all SMs, and neither takes long nor much memory: fewer heads first, then shorter sequences. */
@@ -190,6 +221,9 @@ static void test_tuning(void) {
   help_new_cache("tuning");
   IN_CHILD(in_child_tunes, NULL);
   IN_CHILD(in_child_knows, NULL);
+  IN_CHILD(in_child_pinned, NULL);
+  help_new_cache("unknown");
+  IN_CHILD(in_child_pinned_unknown, NULL);
   help_new_cache("wrong");
   IN_CHILD(in_child_wrong, NULL);
   help_new_cache("memory");

@@ -131,6 +131,8 @@ def _is_mapped(tensor: FaTensor, sizes: tuple[int, ...]) -> bool:
 
 def fitted(case: Case, inputs: dict[str, Strided], shapes: dict[str, tuple[int, ...]]) -> Case:
     """The case for the target whose kernels take such tensors, as the runtime chooses it."""
+    if not plan(case, "forward").maps:
+        return case
     mapped = all(_is_mapped(tensor.struct(), shapes[name]) for name, tensor in inputs.items())
     return case if mapped else replace(case, target=case.target.rstrip("a"))
 
@@ -141,7 +143,9 @@ MapFields = tuple[int, str, tuple[int, ...], list[int], tuple[int, ...], int]
 
 def map_fields(case: Case, name: str, tensor: FaTensor, cols: int, rows: int) -> MapFields:
     """What the runtime encodes for a launch (runtime/cuda_maps.c): boxes of 64 columns, swizzled."""
-    seqlen, heads = (case.seqlen_q, case.heads_q) if name in ("query", "grad_output") else (case.seqlen_k, case.heads_kv)
+    seqlen, heads = (
+        (case.seqlen_q, case.heads_q) if name in ("query", "grad_output") else (case.seqlen_k, case.heads_kv)
+    )
     sizes = (cols, seqlen, heads, case.batch)
     strides = (tensor.stride_row, tensor.stride_head, tensor.stride_batch)
     in_bytes = [16 if size <= 1 else 2 * stride for size, stride in zip(sizes[1:], strides, strict=True)]

@@ -12,6 +12,7 @@ from emulator import (
     mutations_forward,
     mutations_hopper,
     mutations_hopper_backward,
+    mutations_hopper_fp32,
     mutations_matmul,
     pool,
 )
@@ -143,7 +144,8 @@ def verdicts(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Verdict]
 
 def all_mutations() -> list[Mutation]:
     lists = (
-        *(mutations_forward, mutations_backward, mutations_hopper, mutations_hopper_backward),
+        *(mutations_forward, mutations_backward),
+        *(mutations_hopper, mutations_hopper_fp32, mutations_hopper_backward),
         mutations_matmul,
     )
     return [mutation for module in lists for mutation in module.MUTATIONS]

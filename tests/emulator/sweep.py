@@ -58,6 +58,7 @@ KINDS = (
     Kind("backward", "bf16", (33,), deterministic=True, causal_first=True),
     Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
     Kind("forward", "bf16", (40,), targets=HOPPER, causal_first=None),
+    Kind("forward", "fp32", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
     Kind("backward", "fp16", (64, 128), targets=HOPPER, causal_first=None),
     Kind("backward", "bf16", (40, 96), targets=HOPPER, causal_first=None),
 )
@@ -144,10 +145,14 @@ def every_feature(kind: Kind) -> list[list[Case]]:
             case = replace(base, target=kind.targets[1], data="infinite", batch=NUM_SLOTS // 2 + 1)
             case = replace(case, heads_q=4, heads_kv=2, seqlen_q=20, seqlen_k=200)
             groups.append([replace(case, settings=settings_of(0))])
+        if kind.op == "backward" and kind.dtype == "fp32":
+            # Hopper's forward sums scores in another order: a largest score that backward's exceed makes weights of it.
+            case = replace(base, target=HOPPER[0], head_dim=160, seqlen_q=130, data="large", scale=1e4)
+            groups.append([replace(case, settings=settings_of(0))])
         if kind.op == "forward" and target in HOPPER:
             case = replace(base, config=PERSISTENT, batch=2, heads_q=2, heads_kv=1, seqlen_q=300, processors=3)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
-        if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.head_dim in kind.head_dims:
+        if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.dtype == kind.dtype:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
     return groups
 
