@@ -60,10 +60,11 @@ static __device__ __forceinline__ void write_statistics(const struct fa_params &
     for (int other = LANES / 2; other > 0; other /= 2)
       delta += __shfl_xor_sync(0xffffffffu, delta, other);
     if (lane == 0)
-//% if dtype == "fp32"
-      to[row] = row < rows ? row_stats{lse[2 * row], 1 / lse[2 * row + 1], delta, 0} : row_stats{0, 0, 0, 0};
+//% if log2_sums
+      to[row] = row < rows ? row_stats{lse[2 * row], log2f(lse[2 * row + 1]), delta, 0}
+                           : row_stats{0, __uint_as_float(0x7f800000u), 0, 0};
 //% else
-      to[row] = row < rows ? row_stats{lse[2 * row], log2f(lse[2 * row + 1]), delta, 0} : row_stats{0, __uint_as_float(0x7f800000u), 0, 0};
+      to[row] = row < rows ? row_stats{lse[2 * row], 1 / lse[2 * row + 1], delta, 0} : row_stats{0, 0, 0, 0};
 //% end
   }
 }

@@ -60,7 +60,11 @@ static __device__ __forceinline__ void weigh(struct scores &s, const struct row_
           dx = x * (dx * d_unit - row.delta);
 //% else
         if constexpr (WEIGHTS)
+//%   if log2_sums
           x = exp2_approx(fmaf(x * sign - row.max, factor, -row.log2_sum));
+//%   else
+          x = exp2_approx((x * sign - row.max) * factor) * row.inverse_sum;
+//%   end
         if constexpr (D_SCORES)
           dx = x * (dx - row.delta);
 //% end

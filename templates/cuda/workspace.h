@@ -1,9 +1,9 @@
 /* Where backward keeps what its phases hand on. Sizes are multiples of 256 bytes. */
 struct row_stats { /* of a query row; what lies beyond the last row has weight 0 */
-//% if dtype == "fp32"
-  float max, inverse_sum, delta, unused;
-//% else
+//% if log2_sums
   float max, log2_sum, delta, unused; /* a sum's logarithm is taken off the exponent: no product for it */
+//% else
+  float max, inverse_sum, delta, unused;
 //% end
 };
 

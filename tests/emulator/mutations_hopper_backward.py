@@ -151,10 +151,10 @@ MUTATIONS = [
     _mutation("Q given back a step early", LONG,
               "release(shared + QUERY_EMPTY, one_before(step.stage));", "release(shared + QUERY_EMPTY, step.stage);"),
     _mutation("Q given back before dK has read it", WIDE,
-              "finish_scores(scores, grad_key, grad_value, weights, step, w, warpgroup, memory, shared);\n"
+              "finish_scores(scores, grad_key, grad_value, weights, step, params, w, warpgroup, memory, shared);\n"
               "    if (step.number > 0) {\n      release(shared + QUERY_EMPTY, one_before(step.stage));",
               "if (step.number > 0) release(shared + QUERY_EMPTY, one_before(step.stage));\n"
-              "    finish_scores(scores, grad_key, grad_value, weights, step, w, warpgroup, memory, shared);\n"
+              "    finish_scores(scores, grad_key, grad_value, weights, step, params, w, warpgroup, memory, shared);\n"
               "    if (step.number > 0) {"),
     _mutation("dO not given back", LONG,
               "release(shared + GRAD_EMPTY, step.stage);", ";"),
@@ -267,7 +267,7 @@ MUTATIONS = [
     _mutation("maximum not subtracted", ONE_STEP,
               "fmaf(x * sign - row.max, factor", "fmaf(x * sign, factor"),
     _mutation("sign of the scale forgotten", NEGATIVE,
-              "w.sign = params.softmax_scale < 0 ? -1.0f : 1.0f;", "w.sign = 1.0f;"),
+              "sign = params.softmax_scale < 0 ? -1.0f : 1.0f;", "sign = 1.0f;"),
     _mutation("statistics of another stage", LONG,
               "STATS + step.stage.stage * STATS_BYTES", "STATS + (step.stage.stage + 1) % STAGES * STATS_BYTES"),
     _mutation("statistics of the step before", LONG,

@@ -102,9 +102,10 @@ MUTATIONS = [
     _mutation("scores: first chunk not waited for", CHUNKS,
               "wgmma_wait<1>();", ";", within="add_chunk"),
     _mutation("panel not released", FULL,
-              "release(shared + PANEL_EMPTY, panels.oldest);", "advance(panels.oldest);"),
+              "release_and_advance(shared + PANEL_EMPTY, panels.oldest);", "advance(panels.oldest);"),
     _mutation("Q released before the last scores", FULL,
-              "release(shared + QUERY_EMPTY, queries);", "release(shared + QUERY_EMPTY, queries), advance(queries);"),
+              "release_and_advance(shared + QUERY_EMPTY, queries);",
+              "release_and_advance(shared + QUERY_EMPTY, queries), advance(queries);"),
     # --- turns
     _mutation("turn of P V not taken", FULL,
               "take_turn(warpgroup);", ";", within="attend", times=2, only=2),
