@@ -66,7 +66,7 @@ run_section() {
       within 200 "$tool" --tool memcheck --error-exitcode 1 "$python" tests/gpu/sanitize.py &&
         within 300 "$tool" --tool racecheck --error-exitcode 1 "$python" tests/gpu/sanitize.py --few
       ;;
-    accuracy) within 200 "$python" bench/cuda_accuracy.py --output "$output" ;;
+    accuracy) within 400 "$python" bench/cuda_accuracy.py --output "$output" ;;
     bench)
       # shellcheck disable=SC2086 # several arguments are meant
       within 400 "$python" -m flash_attention bench --device cuda --output "$output" ${BENCH_ARGS:-}

@@ -66,9 +66,11 @@ def test_wheel_holds_library_templates_and_licences(wheel: Path) -> None:
 def test_library_needs_nothing_of_python_or_pytorch(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     library = tmp_path / "flash_attention" / "_flash_attention.so"
-    needed = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=True).stdout.splitlines()
+    needed = [line.split()[0] for line in lines]  # without the addresses, in which "c10" may stand by chance
+    assert any("libc" in library for library in needed), needed
     for name in ("python", "torch", "c10", "cuda", "nvrtc", "stdc++", "gomp"):
-        assert name not in needed
+        assert not any(name in library for library in needed), needed
 
 
 CALL = """
