@@ -114,8 +114,9 @@ static __device__ __forceinline__ void consume(const struct fa_params &params, u
   struct ring<STAGES> keys = {}, values = {};
   if (CONSUMERS > 1 && threadIdx.x / 128 == CONSUMERS)
     give_turn(CONSUMERS - 1);
-  FOR_TILES(params, tile)
-    attend(params, find_work(params, tile), shared, queries, keys, values);
+  struct work w;
+  for (u32 round = 0; next_work(params, round, w);)
+    attend(params, w, shared, queries, keys, values);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

@@ -99,8 +99,9 @@ static __device__ __forceinline__ void consume(const struct fa_params &params, u
   struct panels panels = {};
   if (CONSUMERS > 1 && threadIdx.x / 128 == CONSUMERS)
     give_turn(CONSUMERS - 1);
-  FOR_TILES(params, tile)
-    attend(params, find_work(params, tile), shared, queries, panels);
+  struct work w;
+  for (u32 round = 0; next_work(params, round, w);)
+    attend(params, w, shared, queries, panels);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

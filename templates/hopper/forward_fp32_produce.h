@@ -17,8 +17,8 @@ static __device__ __forceinline__ void produce(const struct fa_params &params, u
 {
   struct ring<1> queries = {};
   struct ring<STAGES> panels = {};
-  FOR_TILES(params, tile) {
-    struct work w = find_work(params, tile);
+  struct work w;
+  for (u32 round = 0; next_work(params, round, w);) {
     struct operands from = find_operands(params, w);
     for (int block = w.num_blocks - 1; block >= 0; block--) {
       load_panels<CHUNKS_QK>(shared, panels, from.keys + (long long)block * (CHUNKS_QK * PANEL_BYTES));

@@ -6,8 +6,8 @@ static __device__ __forceinline__ void produce(const struct fa_params &params, c
 {
   struct ring<QUERY_STAGES> queries = {};
   struct ring<STAGES> keys = {}, values = {};
-  FOR_TILES(params, tile) {
-    struct work w = find_work(params, tile);
+  struct work w;
+  for (u32 round = 0; next_work(params, round, w);) {
     /* Keys go one block ahead of values. */
     for (int block = w.num_blocks - 1; block >= -1; block--) {
       if (block >= 0) {

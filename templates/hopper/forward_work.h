@@ -7,44 +7,52 @@ struct work {
   int seqlen_k, num_blocks; /* of keys that it looks at */
 };
 
-static __device__ __forceinline__ int count_tiles(const struct fa_params &params)
+/* The next tile of this block of threads, which has taken `round` of them; false behind the last. */
+static __device__ __forceinline__ bool next_work(const struct fa_params &params, u32 &round, struct work &w)
 {
-  return (int)(params.batch * params.heads_q) * ceil_div((int)params.seqlen_q, BLOCK_M);
-}
-
-/* The tiles of a block of threads: in each round every block takes one, in odd rounds in the opposite order, so that
- * whoever had the longest gets the shortest next. Without `persistent` there is a block for each tile and one round. */
-static __device__ __forceinline__ int tile_of(int round)
-{
-  return (int)(round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x));
-}
-#define FOR_TILES(params, tile) for (int round = 0, tile; (tile = tile_of(round)) < count_tiles(params); round++)
-
-static __device__ __forceinline__ struct work find_work(const struct fa_params &params, int tile)
-{
-  int query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
-  struct work w;
-//% if causal
-  /* So many heads together that their K and V take half of the cache (50 MB); of these, tiles with most keys first. */
-  int all = (int)(params.batch * params.heads_q), shared_by = (int)(params.heads_q / params.heads_kv);
-  long long bytes = params.seqlen_k * KEY_AND_VALUE_BYTES;
-  int heads = bytes > 0 ? (int)min((25ll << 20) / bytes * shared_by, (long long)all) : 1;
-  heads = max(heads, 1);
-  int group = tile / (heads * query_blocks), rest = tile % (heads * query_blocks);
-  int present = min(heads, all - group * heads);
-  int index = group * heads + rest % present, block = query_blocks - 1 - rest / present;
+  const u32 query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M), heads = (u32)(params.batch * params.heads_q);
+  u32 index, block;
+//% if causal && persistent
+  /* A tile with many keys, and then that one of the same head which has so few that all such pairs have equally many. The
+   * one in the middle of an odd number has none to go with. */
+  const u32 pairs = (query_blocks + 1) / 2;
+  for (bool alone = true; alone; round++) {
+    u32 pair = round / 2 * gridDim.x + blockIdx.x;
+    index = pair / pairs;
+    if (index >= heads)
+      return false;
+    pair %= pairs;
+    block = round % 2 ? pair : query_blocks - 1 - pair;
+    alone = round % 2 && 2 * pair + 1 == query_blocks;
+  }
+//% elif causal
+  /* One tile for each block of threads, handed out in this order: so many heads together that their K and V take half of
+   * the cache (50 MB); of these, tiles with most keys first. */
+  if (round++)
+    return false;
+  const u32 shared_by = (u32)(params.heads_q / params.heads_kv);
+  const long long bytes = params.seqlen_k * KEY_AND_VALUE_BYTES;
+  const u32 together = (u32)max(min((25ll << 20) / max(bytes, 1ll) * shared_by, (long long)heads), 1ll);
+  const u32 group = blockIdx.x / (together * query_blocks), rest = blockIdx.x % (together * query_blocks);
+  const u32 present = min(together, heads - group * together);
+  index = group * together + rest % present;
+  block = query_blocks - 1 - rest / present;
 //% else
-  int index = tile / query_blocks, block = tile % query_blocks;
+  const u32 tile = round++ * gridDim.x + blockIdx.x;
+  index = tile / query_blocks;
+  block = tile % query_blocks;
+  if (index >= heads)
+    return false;
 //% end
-  w.batch = index / (int)params.heads_q;
-  w.head = index % (int)params.heads_q;
-  w.kv_head = w.head / (int)(params.heads_q / params.heads_kv);
-  w.first_query = block * BLOCK_M;
+  w.batch = (int)(index / (u32)params.heads_q);
+  w.head = (int)(index % (u32)params.heads_q);
+  w.kv_head = (int)(w.head / (u32)(params.heads_q / params.heads_kv));
+  w.first_query = (int)block * BLOCK_M;
   w.seqlen_k = (int)params.seqlen_k;
 //% if causal
   w.num_blocks = ceil_div(min(w.first_query + BLOCK_M, w.seqlen_k), BLOCK_N);
 //% else
   w.num_blocks = ceil_div(w.seqlen_k, BLOCK_N);
 //% end
-  return w;
+  return true;
 }

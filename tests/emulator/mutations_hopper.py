@@ -10,12 +10,13 @@ from emulator.sweep import MANY_KEYS
 
 _call = partial(call, target="cuda:sm_90a", seeds=(0, 1, 2))
 SMALL_BLOCKS = "block_m=128,block_n=64,num_stages=2,persistent=1"
+ONE_TILE = "block_m=128,block_n=64,num_stages=2,persistent=0"
 
 # A block has several tiles of queries, and more blocks of keys than there are stages.
 CAUSAL = _call(head_dim=64, seqlen_q=300, heads_q=2, causal=True, config=SMALL_BLOCKS)
 FULL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, config=SMALL_BLOCKS)
 GROUPED = _call(head_dim=64, batch=2, seqlen_q=140, seqlen_k=130, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
-GROUPED_CAUSAL = _call(head_dim=64, batch=2, seqlen_q=140, heads_q=4, heads_kv=2, causal=True, config=SMALL_BLOCKS)
+GROUPED_CAUSAL = _call(head_dim=64, batch=2, seqlen_q=140, heads_q=4, heads_kv=2, causal=True, config=ONE_TILE)
 CHUNKS = _call(head_dim=128, seqlen_q=140, seqlen_k=250, heads_q=1, config=SMALL_BLOCKS)  # two of 64 columns
 NEGATIVE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, scale=-0.1, data="large", config=SMALL_BLOCKS)
 THREE = _call(head_dim=64, seqlen_q=200, seqlen_k=250, heads_q=1, config="block_m=192,block_n=64,num_stages=2")
@@ -37,21 +38,27 @@ _mutation = partial(Mutation, "hopper forward")
 MUTATIONS = [
     # --- what a block works on
     _mutation("a tile behind the last", FULL,
-              "(tile = tile_of(round)) < count_tiles(params)", "(tile = tile_of(round)) <= count_tiles(params)"),
-    _mutation("odd rounds begin one tile late", CAUSAL,
-              "gridDim.x - 1 - blockIdx.x", "gridDim.x - blockIdx.x"),
+              "if (index >= heads)", "if (index > heads)"),
+    _mutation("causal: a pair of tiles behind the last", CAUSAL,
+              "if (index >= heads)", "if (index > heads)"),
+    _mutation("causal: the second of a pair one tile further", CAUSAL,
+              "round % 2 ? pair :", "round % 2 ? pair + 1 :"),
+    _mutation("causal: the tile in the middle never taken", CAUSAL,
+              "alone = round % 2 && 2 * pair", "alone = 2 * pair"),
+    _mutation("causal: the first of the next pair left out behind the middle", CAUSAL,
+              "for (bool alone = true; alone; round++)", "for (bool alone = true; alone; round += 1 + alone)"),
     _mutation("heads of the last group counted as full", GROUPED_CAUSAL,
               "rest / present;", "rest / (present + 1);"),
     _mutation("heads of the first group only", GROUPS_OF_HEADS,
-              "int index = group * heads + rest % present", "int index = rest % present"),
+              "index = group * together + rest % present", "index = rest % present"),
     _mutation("the last group as large as the others", GROUPS_OF_HEADS,
-              "min(heads, all - group * heads)", "min(heads, all)"),
+              "min(together, heads - group * together)", "min(together, heads)"),
     _mutation("causal: a block of keys too few on the diagonal", CAUSAL,
               "min(w.first_query + BLOCK_M, w.seqlen_k)", "min(w.first_query + BLOCK_M - 64, w.seqlen_k)"),
     _mutation("last block of keys left out", FULL,
               "w.num_blocks = ceil_div(w.seqlen_k, BLOCK_N);", "w.num_blocks = w.seqlen_k / BLOCK_N;"),
     _mutation("K and V of another group of heads", GROUPED,
-              "w.head / (int)(params.heads_q / params.heads_kv)", "w.head % (int)params.heads_kv"),
+              "w.head / (u32)(params.heads_q / params.heads_kv)", "w.head % (u32)params.heads_kv"),
     # --- producer
     _mutation("head and batch exchanged in TMA's coordinates", GROUPED,
               "64 * chunk, row, head, batch);", "64 * chunk, row, batch, head);"),
