@@ -132,7 +132,7 @@ typedef struct batch {
   const fa_problem *problem;
   const fa_config *configs;
   fa_built *built;
-  int count;
+  int count, likely;
   double deadline;
   fa_progress *progress;
   _Atomic int next, done, succeeded;
@@ -143,7 +143,7 @@ static void build_some(batch *work) {
     int i = atomic_fetch_add(&work->next, 1);
     if (i >= work->count)
       return;
-    if (atomic_load(&work->succeeded) > 0 && fa_seconds() > work->deadline)
+    if (i >= work->likely && atomic_load(&work->succeeded) > 0 && fa_seconds() > work->deadline)
       return;
     char message[FA_MESSAGE_SIZE];
     fa_built *built = &work->built[i];
@@ -163,8 +163,8 @@ static void *build_thread(void *argument) {
   return NULL;
 }
 
-void fa_build_all(const fa_target *ops, const fa_problem *problem, const fa_config *configs, int count, double budget,
-                  fa_progress *progress, fa_built *built) {
+void fa_build_all(const fa_target *ops, const fa_problem *problem, const fa_config *configs, int count, int likely,
+                  double budget, fa_progress *progress, fa_built *built) {
   memset(built, 0, (size_t)count * sizeof *built);
   for (int i = 0; i < count; i++)
     built[i].status = FA_FAILED;
@@ -173,6 +173,7 @@ void fa_build_all(const fa_target *ops, const fa_problem *problem, const fa_conf
                 .configs = configs,
                 .built = built,
                 .count = count,
+                .likely = likely,
                 .deadline = fa_seconds() + budget,
                 .progress = progress};
 

@@ -91,15 +91,16 @@ bool fa_cuda_is_capturing(const fa_device *device, void *stream) {
 /*
  * Timing: by events of the device. A kernel that takes less time than the processor needs to launch it would be timed
  * wrongly alone: another run goes before, so that the device is still busy when the first event gets there, and
- * several go between the events.
+ * several go between the events. For one that takes long, none of that is needed.
  */
-static const double LONG_ENOUGH = 200e-6; /* seconds between the events */
-enum { MAX_REPEATS = 20 };
+static const double LONG_ENOUGH = 500e-6; /* seconds between the events, which tell some 0.5 us apart */
+static const double LONG = 2e-3;          /* a hundred times what a launch takes */
+enum { MAX_REPEATS = 50 };
 
 static fa_status run_between_events(const fa_cuda_driver *cuda, const fa_launch *launch, CUevent start, CUevent end,
-                                    int repeats, double *seconds, char *message) {
+                                    bool runs_before, int repeats, double *seconds, char *message) {
   float milliseconds = 0;
-  fa_status status = launch_phases(cuda, launch, message);
+  fa_status status = runs_before ? launch_phases(cuda, launch, message) : FA_OK;
   if (status != FA_OK)
     return status;
   CUresult error = cuda->cuEventRecord(start, launch->stream);
@@ -117,18 +118,24 @@ static fa_status run_between_events(const fa_cuda_driver *cuda, const fa_launch 
   return error == CUDA_SUCCESS ? FA_OK : fa_cuda_fail(cuda, error, "timing a kernel", message);
 }
 
+static int count_repeats(double seconds) {
+  return seconds >= LONG_ENOUGH                ? 1
+         : seconds < LONG_ENOUGH / MAX_REPEATS ? MAX_REPEATS
+                                               : (int)(LONG_ENOUGH / seconds) + 1;
+}
+
 static fa_status time_phases(const fa_cuda_driver *cuda, const fa_launch *launch, double *seconds, char *message) {
   CUevent start = NULL, end = NULL;
   CUresult error = cuda->cuEventCreate(&start, CU_EVENT_DEFAULT);
   if (error == CUDA_SUCCESS)
     error = cuda->cuEventCreate(&end, CU_EVENT_DEFAULT);
   fa_status status = error == CUDA_SUCCESS ? FA_OK : fa_cuda_fail(cuda, error, "making an event", message);
+  const double expected = *seconds;
+  const int repeats = expected > 0 ? count_repeats(expected) : 1;
   if (status == FA_OK)
-    status = run_between_events(cuda, launch, start, end, 1, seconds, message);
-  if (status == FA_OK && *seconds < LONG_ENOUGH) {
-    int repeats = *seconds < LONG_ENOUGH / MAX_REPEATS ? MAX_REPEATS : (int)(LONG_ENOUGH / *seconds) + 1;
-    status = run_between_events(cuda, launch, start, end, repeats, seconds, message);
-  }
+    status = run_between_events(cuda, launch, start, end, expected < LONG, repeats, seconds, message);
+  if (status == FA_OK && expected == 0 && *seconds < LONG_ENOUGH)
+    status = run_between_events(cuda, launch, start, end, true, count_repeats(*seconds), seconds, message);
   if (start)
     cuda->cuEventDestroy(start);
   if (end)

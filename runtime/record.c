@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RECORD_SCHEMA = 1 };
+enum { RECORD_SCHEMA = 2 };
 
 /* What the templates' digest does not cover: the C code that makes sources and plans. Set by the build. */
 #ifndef FA_SOURCE_DIGEST

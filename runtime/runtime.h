@@ -6,7 +6,8 @@
  *     table.c        the table; looking up takes no lock
  *     record.c       tuning records: what was found best, on disk
  *     build.c        problem + config -> image, from the cache or a compiler
- *     tune.c         candidates -> the best; trial.c and trial_check.c run them, reference.c says what is right
+ *     tune.c         candidates -> the best; trial.c and trial_check.c run them, reference.c says what is right,
+ *                    contest.c who wins
  *     launch.c       kernel + call -> results
  *     device.c, target.h                           what depends on the kind of device:
  *       target_cpu.c, cpu_*.c                      a CPU and the system's C compiler
@@ -94,10 +95,10 @@ typedef struct fa_built { /* a candidate on its way to a loaded kernel */
 /* Render, and take the image from the cache or compile and store it. */
 fa_status fa_build(const fa_target *ops, const fa_problem *problem, const fa_config *config, fa_built *built,
                    char *message);
-/* The same for many, several at a time. Starts none after `budget` seconds once one has succeeded; those not
- * started have status FA_FAILED and no failure. */
-void fa_build_all(const fa_target *ops, const fa_problem *problem, const fa_config *configs, int count, double budget,
-                  fa_progress *progress, fa_built *built);
+/* The same for many, several at a time. Behind the first `likely` it starts none after `budget` seconds once one has
+ * succeeded; those not started have status FA_FAILED and no failure. */
+void fa_build_all(const fa_target *ops, const fa_problem *problem, const fa_config *configs, int count, int likely,
+                  double budget, fa_progress *progress, fa_built *built);
 /* Load the image. One from the cache that does not load is compiled again. */
 fa_status fa_load_built(const fa_device *device, fa_built *built, fa_loaded *loaded, char *message);
 void fa_built_free(fa_built *built);

@@ -10,6 +10,7 @@
 #define FLASH_ATTENTION_TARGET_H
 
 #include "generator/generator.h"
+#include "runtime/contest.h"
 #include "runtime/flash_attention.h"
 
 enum { FA_DEVICE_KIND_LENGTH = 192, FA_COMPILER_LENGTH = 512 };
@@ -49,8 +50,9 @@ typedef struct fa_trial_limits {
   /* The device is busy with so many heads, or rows of queries in all heads together. What is above that is left out
    * first; only then are sequences shortened. */
   int64_t heads, rows;
-  int candidates; /* that are tried, unless all are asked for */
-  double seconds; /* after as long, no further run of one candidate is begun */
+  int candidates;                    /* that are tried, unless all are asked for */
+  int likely;                        /* the first so many are tried however long their builds take */
+  fa_contest_limits usual, thorough; /* of timing some candidates, and all */
 } fa_trial_limits;
 
 /* State of a thread that makes a kernel ready; see begin_preparing. */
@@ -97,7 +99,8 @@ typedef struct fa_target {
   void (*limit_trial)(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits);
 
   /* For the tuner: run as launch does, wait for the end, and say how long one run takes by the device's own clock, for
-   * which it may run more than once. seconds NULL: exactly once, and no time is wanted. */
+   * which it may run more than once. *seconds is first what it is expected to take, 0 where that is not known. seconds
+   * NULL: exactly once, and no time is wanted. */
   fa_status (*time)(const fa_launch *launch, const fa_host *host, double *seconds, char *message);
 
   /* Fill a (batch, heads, rows, cols) tensor with zeros. */

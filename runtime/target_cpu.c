@@ -50,7 +50,13 @@ static bool lower_target(const char *target, char lower[FA_TARGET_LENGTH]) {
 static void limit_trial(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits) {
   (void)device;
   (void)problem;
-  *limits = (fa_trial_limits){.flops = 1.1e9, .elements = 1 << 21, .heads = 1, .candidates = 4, .seconds = 0.06};
+  *limits = (fa_trial_limits){.flops = 1.1e9,
+                              .elements = 1 << 21,
+                              .heads = 1,
+                              .candidates = 4,
+                              .likely = 2,
+                              .usual = {.least_rounds = 3, .seconds = 0.2},
+                              .thorough = {.least_rounds = 5, .seconds = 1}};
 }
 
 /* To set up the tiles of AMX costs 2 microseconds: as much as all else where there is next to nothing to compute. */

@@ -6,24 +6,35 @@
 
 #include <string.h>
 
-/* Powers of four: between neighbours the best tile sizes differ by less than tuning each would cost. The least is one
- * tile of a tensor core: decoding, where the keys are all there is to do. */
+/* Short ones by powers of four: between neighbours the best tile sizes differ by less than tuning each would cost. Then
+ * by powers of two: how many tiles a head has decides, with a causal mask, who should hand them out. Longer sequences
+ * than 16384 are more of the same. The least is one tile of a tensor core: decoding, where the keys are all there is to
+ * do. */
 static int64_t round_length(int64_t length) {
   int64_t rounded = 16;
   while (rounded < length && rounded < 16384)
-    rounded *= 4;
+    rounded *= rounded < 256 ? 4 : 2;
   return rounded;
 }
 
-/* Heads in terms of what keeps the device busy: few of them, about one for each SM, more. */
+/* Rows of queries in all heads, for each SM, from which on more heads change nothing: eight tiles of 128. */
+enum { MANY_ROWS = 8 * 128 };
+
+/* Heads in terms of what keeps the device busy: few of them, about one for each SM, more. Powers of two, as most
+ * numbers of heads are; H100: 16, 128, 512. Where few heads have rows enough, more are the same. */
 static void bucket(const fa_device *device, const fa_shape *shape, fa_shape *rounded) {
-  const int64_t processors = device->processors, heads = shape->batch * shape->heads_q;
+  const int64_t heads = shape->batch * shape->heads_q;
+  int64_t one_each = 8;
+  while (2 * one_each <= device->processors)
+    one_each *= 2;
   rounded->batch = 1;
-  rounded->heads_q = rounded->heads_kv = heads <= processors / 8 ? (processors + 7) / 8
-                                         : heads <= processors   ? processors
-                                                                 : 4 * processors;
   rounded->seqlen_q = round_length(shape->seqlen_q);
   rounded->seqlen_k = round_length(shape->seqlen_k);
+  const int64_t rows = rounded->seqlen_q < rounded->seqlen_k ? rounded->seqlen_q : rounded->seqlen_k;
+  const int64_t few = one_each / 8, enough = one_each * MANY_ROWS / rows;
+  rounded->heads_q = rounded->heads_kv = heads <= few || few >= enough             ? few
+                                         : heads <= one_each || one_each >= enough ? one_each
+                                                                                   : 4 * one_each;
 }
 
 /* What is special to an architecture works on tiles of 128 rows and more: so few queries would fill them with nothing.
@@ -34,16 +45,21 @@ static void choose_target(const fa_shape *bucket, char target[FA_TARGET_LENGTH])
     memcpy(target, lower, sizeof lower);
 }
 
-/* A millisecond or less of a kernel that is good for its device: 4e9 operations of an SM's tensor cores at 16 bits.
- * fp32 without them is 16 times as slow. */
+/* Large enough that a bucket is timed as it is up to 16384 tokens of 2048 columns, forward at 16 bits: there 5 ms of a
+ * kernel that is good for its device, and less for most others. */
 static void limit_trial(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits) {
-  limits->flops = (problem->dtype == FA_FP32 ? 0.5e9 : 4e9) * device->processors;
-  /* 64 MB: more than the caches. Forward takes four such tensors, backward eight. */
-  limits->elements = (int64_t)(64 << 20) / (int64_t)fa_dtype_size(problem->dtype);
+  /* 20e9 operations of an SM's tensor cores are 4 ms on an H100. fp32 takes three products for one; backward has 2.5
+   * times as many operations and more candidates that are slow. */
+  limits->flops = (problem->dtype == FA_FP32 ? 9e9 : problem->op == FA_BACKWARD ? 40e9 : 20e9) * device->processors;
+  /* 128 MB: more than the caches. Forward takes four such tensors, backward eight. */
+  limits->elements = (int64_t)(128 << 20) / (int64_t)fa_dtype_size(problem->dtype);
   limits->heads = device->processors;
-  limits->rows = (int64_t)256 * device->processors;
+  limits->rows = (int64_t)768 * device->processors; /* six tiles of 128 for each SM */
   limits->candidates = 6;
-  limits->seconds = 0.02;
+  limits->likely = 3;
+  /* Rounds that are shorter than a hundredth of a second are as many as there may be. */
+  limits->usual = (fa_contest_limits){.least_rounds = 3, .seconds = 0.1};
+  limits->thorough = (fa_contest_limits){.least_rounds = 7, .seconds = 1};
 }
 
 static fa_status begin_preparing(const fa_device *device, fa_preparing *state, char *message) {

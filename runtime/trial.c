@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_RUNS = 8 };
-
 /* The reference computes about this many products for one head: some 20 ms. */
 static const double REFERENCE_PRODUCTS = 17e6;
 
@@ -159,8 +157,9 @@ static fa_status fill_inputs(fa_trial *trial, char *message) {
 }
 
 fa_status fa_trial_begin(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                         const fa_host *host, void *stream, const fa_candidate *forward, fa_trial **trial,
-                         char *message) {
+                         const fa_trial_limits *limits, const fa_host *host, void *stream, const fa_candidate *forward,
+                         fa_trial **trial, char *message) {
+  *trial = NULL;
   fa_trial *made = calloc(1, sizeof *made);
   if (!made)
     return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes to tune with", sizeof *made);
@@ -170,7 +169,7 @@ fa_status fa_trial_begin(const fa_device *device, const fa_problem *problem, con
   made->problem = *problem;
   made->forward = forward;
   made->time_shape = *bucket;
-  device->ops->limit_trial(device, problem, &made->limits);
+  made->limits = *limits;
   reduce_for_time(made);
   made->check_shape = made->time_shape;
   reduce_for_check(problem, &made->check_shape);
@@ -248,20 +247,7 @@ fa_status fa_trial_prepare(fa_trial *trial, const fa_shape *shape, char *message
   return status;
 }
 
-fa_status fa_trial_time(fa_trial *trial, const fa_candidate *candidate, double give_up, double *seconds,
-                        char *message) {
+fa_status fa_trial_time(fa_trial *trial, const fa_candidate *candidate, double *seconds, char *message) {
   fa_status status = fa_trial_prepare(trial, &trial->time_shape, message);
-  double best = INFINITY, spent = 0;
-  for (int run = 0; status == FA_OK && run < MAX_RUNS; run++) {
-    double took = 0;
-    status = fa_trial_launch(trial, candidate, &trial->time_shape, &took, message);
-    best = fmin(best, took);
-    spent += took;
-    /* The first run also touches new memory: only a far slower candidate is given up after it. */
-    bool slower = best > give_up * (run == 0 ? 2 : 1.1);
-    if (slower || (run > 0 && spent > trial->limits.seconds))
-      break;
-  }
-  *seconds = best;
-  return status;
+  return status == FA_OK ? fa_trial_launch(trial, candidate, &trial->time_shape, seconds, message) : status;
 }

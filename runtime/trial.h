@@ -2,9 +2,9 @@
  * A trial: generated inputs in scratch memory of a device, on which candidates of one problem are checked
  * (trial_check.c) and timed (trial.c).
  *
- *     fa_trial_begin(device, problem, bucket, host, forward, &trial, message)
+ *     fa_trial_begin(device, problem, bucket, limits, host, stream, forward, &trial, message)
  *     for each candidate: fa_trial_check(trial, candidate, ...)
- *     for each that is right: fa_trial_time(trial, candidate, ...)
+ *     for each that is right, again and again: fa_trial_time(trial, candidate, ...)
  *     fa_trial_end(trial)
  *
  * Backward reads what forward left (output and the softmax statistics, whose form is known only to the family),
@@ -70,13 +70,13 @@ typedef struct fa_trial {
 } fa_trial;
 
 fa_status fa_trial_begin(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                         const fa_host *host, void *stream, const fa_candidate *forward, fa_trial **trial,
-                         char *message);
+                         const fa_trial_limits *limits, const fa_host *host, void *stream, const fa_candidate *forward,
+                         fa_trial **trial, char *message);
 void fa_trial_end(fa_trial *trial); /* NULL is allowed */
 /* Are the results equal to the reference within rounding? */
 fa_status fa_trial_check(fa_trial *trial, const fa_candidate *candidate, char *message);
-/* The shortest of a few runs; fewer where `give_up` seconds are out of reach. */
-fa_status fa_trial_time(fa_trial *trial, const fa_candidate *candidate, double give_up, double *seconds, char *message);
+/* The time of a run. *seconds is also what it is expected to take, 0 where that is not known. */
+fa_status fa_trial_time(fa_trial *trial, const fa_candidate *candidate, double *seconds, char *message);
 
 /* Between the two files. */
 fa_status fa_trial_prepare(fa_trial *trial, const fa_shape *shape, char *message); /* forward's results for a shape */

@@ -1,17 +1,20 @@
 /*
  * Which config is best: the generator's candidates, best guess first, are built several at a time; those that
- * build are checked and, if right, timed; the fastest wins. A later candidate must be clearly faster than an
- * earlier one, so that noise does not decide between equals.
+ * build are checked and, if right, timed in turn, round after round; contest.c says who wins.
  */
+#include "runtime/contest.h"
 #include "runtime/trial.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* A first call shall take 3 seconds at most, on two slow cores too: after these times nothing new is begun. */
+/* A first call shall take 3 seconds at most, on two slow cores too: after the first of these times no build is begun
+ * but those of the likely best, after the second no round of timing but one. */
 static const double BUILD_SECONDS = 1.2, TIMING_SECONDS = 2.2;
-static const double CLEARLY_FASTER = 0.98;
+
+/* Without memory for a trial as it should be, one with tensors of so much less is made. */
+enum { SMALLER = 16 };
 
 typedef struct search {
   const fa_device *device;
@@ -28,7 +31,8 @@ typedef struct search {
   fa_config *configs;
   fa_built *built;
   fa_candidate *loaded; /* its kernel is NULL where the candidate did not build, load or compute right */
-  double *seconds;
+  fa_contest *contest;
+  fa_trial_limits limits;
 } search;
 
 static void drop(search *s, int i, const char *reason) {
@@ -43,18 +47,16 @@ static void drop(search *s, int i, const char *reason) {
 
 /* List candidates and build them; on a compiler that lacks an instruction set, for the next simpler target. */
 static fa_status build_candidates(search *s, char *message) {
-  fa_trial_limits limits;
-  s->device->ops->limit_trial(s->device, &s->problem, &limits);
   for (;;) {
     int count = fa_candidates(&s->problem, s->bucket, s->configs, message, FA_MESSAGE_SIZE);
     if (count < 1)
       return FA_FAILED;
     if (s->autotune == FA_TUNE_NONE)
       count = 1;
-    if (s->autotune == FA_TUNE_SOME && count > limits.candidates)
-      count = limits.candidates;
+    if (s->autotune == FA_TUNE_SOME && count > s->limits.candidates)
+      count = s->limits.candidates;
     double budget = s->autotune == FA_TUNE_ALL ? INFINITY : BUILD_SECONDS;
-    fa_build_all(s->device->ops, &s->problem, s->configs, count, budget, &s->progress, s->built);
+    fa_build_all(s->device->ops, &s->problem, s->configs, count, s->limits.likely, budget, &s->progress, s->built);
     s->count = count;
     const fa_built *failed = NULL;
     for (int i = 0; i < count; i++) {
@@ -113,44 +115,22 @@ static fa_status get_forward(const search *s, fa_built *built, fa_candidate *for
   return status == FA_OK ? load(s, built, forward, message) : status;
 }
 
-/* Drop the candidates that compute wrong results. Returns how many are left; `message` is of the last dropped. */
-static int check_candidates(search *s, fa_trial *trial, char *message) {
+/* Drop the candidates that compute wrong results. FA_OUT_OF_MEMORY: there is no room to find out; FA_FAILED: none is
+ * right. `message` is of the last dropped. */
+static fa_status check_candidates(search *s, fa_trial *trial, char *message) {
   int right = 0;
   for (int i = 0; i < s->count; i++) {
     if (!s->loaded[i].kernel)
       continue;
-    if (fa_trial_check(trial, &s->loaded[i], message) == FA_OK)
+    fa_status status = fa_trial_check(trial, &s->loaded[i], message);
+    if (status == FA_OUT_OF_MEMORY)
+      return status;
+    if (status == FA_OK)
       right++;
     else
       drop(s, i, message);
   }
-  return right;
-}
-
-/* Time the candidates; those that are not timed keep an infinite time. Returns the fastest. */
-static int time_candidates(search *s, fa_trial *trial) {
-  int fastest = -1;
-  for (int i = 0; i < s->count; i++) {
-    s->seconds[i] = INFINITY;
-    if (!s->loaded[i].kernel)
-      continue;
-    bool late = s->autotune != FA_TUNE_ALL && fa_seconds() - s->started > TIMING_SECONDS;
-    char config[256], ignored[FA_MESSAGE_SIZE];
-    double best = fastest >= 0 ? s->seconds[fastest] : INFINITY;
-    if (s->autotune != FA_TUNE_NONE && !(late && fastest >= 0) &&
-        fa_trial_time(trial, &s->loaded[i], best, &s->seconds[i], ignored) != FA_OK)
-      s->seconds[i] = INFINITY;
-    if (fastest < 0 || s->seconds[i] < best * CLEARLY_FASTER)
-      fastest = i;
-    fa_config_format(&s->configs[i], config, sizeof config);
-    if (isfinite(s->seconds[i])) {
-      fa_say("%9.3f ms %s", s->seconds[i] * 1e3, config);
-      fa_append(s->notes, FA_NOTES_SIZE, "milliseconds=%.4f %s\n", s->seconds[i] * 1e3, config);
-    }
-    fa_progress_show(&s->progress, "%s for %s: %d of %d kernels timed", fa_op_name(s->problem.op), s->problem.target,
-                     i + 1, s->count);
-  }
-  return fastest;
+  return right > 0 ? FA_OK : FA_FAILED;
 }
 
 static int best_guess(const search *s) {
@@ -160,6 +140,62 @@ static int best_guess(const search *s) {
   return -1;
 }
 
+static void note_times(search *s) {
+  for (int i = 0; i < s->count; i++) {
+    const double milliseconds = fa_contest_seconds(s->contest, i) * 1e3;
+    if (!isfinite(milliseconds))
+      continue;
+    char config[256];
+    fa_config_format(&s->configs[i], config, sizeof config);
+    fa_say("%9.3f ms %s%s", milliseconds, config, s->contest->in[i] ? "" : ", given up");
+    fa_append(s->notes, FA_NOTES_SIZE, "milliseconds=%.4f %s\n", milliseconds, config);
+  }
+}
+
+/* Time the candidates that are right. Returns the fastest; the best guess where none can be timed. */
+static int time_candidates(search *s, fa_trial *trial) {
+  const bool all = s->autotune == FA_TUNE_ALL;
+  fa_contest *contest = s->contest;
+  fa_contest_begin(contest, s->count, all ? s->limits.thorough : s->limits.usual);
+  for (int i = 0; i < s->count; i++)
+    if (s->loaded[i].kernel)
+      fa_contest_enter(contest, i);
+  while (!fa_contest_is_over(contest)) {
+    if (!all && contest->rounds > 1 && fa_seconds() - s->started > TIMING_SECONDS)
+      break;
+    for (int place = 0; place < s->count; place++) {
+      const int i = fa_contest_at(contest, place);
+      char ignored[FA_MESSAGE_SIZE];
+      double seconds = fa_contest_last(contest, i);
+      if (!contest->in[i])
+        continue;
+      if (fa_trial_time(trial, &s->loaded[i], &seconds, ignored) == FA_OK)
+        fa_contest_time(contest, i, seconds);
+      else
+        fa_contest_fail(contest, i);
+    }
+    fa_contest_end_round(contest);
+    fa_progress_show(&s->progress, "%s for %s: %d kernels timed %d times", fa_op_name(s->problem.op), s->problem.target,
+                     s->count, contest->rounds);
+  }
+  note_times(s);
+  const int winner = fa_contest_winner(contest);
+  return winner >= 0 ? winner : best_guess(s);
+}
+
+/* Check and time the candidates. FA_OUT_OF_MEMORY: no memory for that, and nothing is known. */
+static fa_status try_candidates(search *s, const fa_candidate *forward, int *winner, char *message) {
+  fa_trial *trial = NULL;
+  fa_status status =
+      fa_trial_begin(s->device, &s->problem, s->bucket, &s->limits, s->host, s->stream, forward, &trial, message);
+  if (status == FA_OK)
+    status = check_candidates(s, trial, message);
+  if (status == FA_OK)
+    *winner = s->autotune == FA_TUNE_NONE ? best_guess(s) : time_candidates(s, trial);
+  fa_trial_end(trial);
+  return status;
+}
+
 /* The index of the winner, or -1 and a message. Without the memory for a trial that is the best guess, and *keep
  * is false: the next process tries again. */
 static int find_winner(search *s, bool *keep, char *message) {
@@ -167,21 +203,24 @@ static int find_winner(search *s, bool *keep, char *message) {
     return -1;
   fa_built forward_built = {0};
   fa_candidate forward = {0};
-  fa_trial *trial = NULL;
   const bool backward = s->problem.op == FA_BACKWARD;
-  fa_status status = backward ? get_forward(s, &forward_built, &forward, message) : FA_OK;
-  if (status == FA_OK)
-    status = fa_trial_begin(s->device, &s->problem, s->bucket, s->host, s->stream, backward ? &forward : NULL, &trial,
-                            message);
   int winner = -1;
-  *keep = status == FA_OK;
-  if (status != FA_OK) {
+  bool tried = false;
+  fa_status status = backward ? get_forward(s, &forward_built, &forward, message) : FA_OK;
+  if (status == FA_OK) {
+    status = try_candidates(s, backward ? &forward : NULL, &winner, message);
+    if (status == FA_OUT_OF_MEMORY) {
+      fa_say("cannot tune with tensors of up to %lld elements: %s", (long long)s->limits.elements, message);
+      s->limits.elements /= SMALLER;
+      status = try_candidates(s, backward ? &forward : NULL, &winner, message);
+    }
+    tried = status == FA_OK || status == FA_FAILED;
+  }
+  *keep = tried;
+  if (!tried) {
     fa_say("cannot tune, taking the best guess for now: %s", message);
     winner = best_guess(s);
-  } else if (check_candidates(s, trial, message) > 0) {
-    winner = time_candidates(s, trial);
   }
-  fa_trial_end(trial);
   if (forward.kernel)
     s->device->ops->unload(s->device, &forward.loaded);
   fa_built_free(&forward_built);
@@ -189,7 +228,7 @@ static int find_winner(search *s, bool *keep, char *message) {
 }
 
 static fa_status run(search *s, const fa_ready **ready, bool *keep, char *message) {
-  if (!s->configs || !s->built || !s->loaded || !s->seconds)
+  if (!s->configs || !s->built || !s->loaded || !s->contest)
     return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory for the tuner");
   fa_status status = build_candidates(s, message);
   if (status != FA_OK)
@@ -230,7 +269,8 @@ fa_status fa_tune(const fa_device *device, const fa_problem *problem, const fa_s
               .configs = calloc(FA_MAX_CANDIDATES, sizeof(fa_config)),
               .built = calloc(FA_MAX_CANDIDATES, sizeof(fa_built)),
               .loaded = calloc(FA_MAX_CANDIDATES, sizeof(fa_candidate)),
-              .seconds = calloc(FA_MAX_CANDIDATES, sizeof(double))};
+              .contest = calloc(1, sizeof(fa_contest))};
+  device->ops->limit_trial(device, problem, &s.limits);
   char description[160];
   fa_describe_problem(problem, description, sizeof description);
   fa_say("tuning %s for seqlen_q=%lld seqlen_k=%lld", description, (long long)bucket->seqlen_q,
@@ -245,6 +285,6 @@ fa_status fa_tune(const fa_device *device, const fa_problem *problem, const fa_s
   free(s.configs);
   free(s.built);
   free(s.loaded);
-  free(s.seconds);
+  free(s.contest);
   return status;
 }

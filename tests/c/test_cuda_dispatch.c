@@ -202,10 +202,164 @@ static void in_child_fills_device(void *unused) {
   begin();
   fake->run = watch;
   /* batch, heads_q, heads_kv, seqlen_q, seqlen_k; 132 SMs */
-  check_timed((fa_shape){4, 64, 64, 4096, 4096}, (fa_shape){1, 33, 33, 4096, 4096});
-  check_timed((fa_shape){2, 8, 8, 1000, 1000}, (fa_shape){1, 17, 17, 1024, 1024});
-  check_timed((fa_shape){64, 8, 8, 1, 100000}, (fa_shape){1, 132, 132, 16, 4096});
-  check_timed((fa_shape){1, 8, 1, 60, 60}, (fa_shape){1, 17, 17, 64, 64});
+  check_timed((fa_shape){4, 64, 64, 4096, 4096}, (fa_shape){1, 128, 128, 4096, 4096});
+  check_timed((fa_shape){2, 8, 8, 1000, 1000}, (fa_shape){1, 16, 16, 1024, 1024});
+  check_timed((fa_shape){64, 8, 8, 1, 100000}, (fa_shape){1, 256, 256, 16, 4096});
+  check_timed((fa_shape){1, 8, 1, 60, 60}, (fa_shape){1, 16, 16, 64, 64});
+}
+
+/* What shares a size class: where the best config may differ it is another one, and there are few of them. */
+static void check_bucket(const fa_device *device, fa_shape asked, fa_shape expected) {
+  fa_shape bucket;
+  device->ops->bucket(device, &asked, &bucket);
+  CHECKF(memcmp(&bucket, &expected, sizeof bucket) == 0, "batch %lld heads %lld %lld seqlens %lld %lld",
+         (long long)bucket.batch, (long long)bucket.heads_q, (long long)bucket.heads_kv, (long long)bucket.seqlen_q,
+         (long long)bucket.seqlen_k);
+}
+static void in_child_buckets(void *unused) {
+  (void)unused;
+  const fa_device *device = NULL;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  if (!CHECK(fa_find_device(FA_DEVICE_CUDA, 0, &device, message) == FA_OK))
+    return;
+  /* 16384 tokens of 2048 columns, head dim 128, are timed as they are, but for heads where there are many anyway. */
+  check_bucket(device, (fa_shape){32, 16, 16, 512, 512}, (fa_shape){1, 512, 512, 512, 512});
+  check_bucket(device, (fa_shape){16, 16, 16, 1024, 1024}, (fa_shape){1, 128, 128, 1024, 1024});
+  check_bucket(device, (fa_shape){4, 16, 4, 4096, 4096}, (fa_shape){1, 128, 128, 4096, 4096});
+  check_bucket(device, (fa_shape){2, 16, 16, 8192, 8192}, (fa_shape){1, 16, 16, 8192, 8192});
+  check_bucket(device, (fa_shape){1, 16, 16, 16384, 16384}, (fa_shape){1, 16, 16, 16384, 16384});
+  check_bucket(device, (fa_shape){1, 16, 16, 100000, 100000}, (fa_shape){1, 16, 16, 16384, 16384});
+  check_bucket(device, (fa_shape){1, 17, 17, 513, 257}, (fa_shape){1, 128, 128, 1024, 512});
+  check_bucket(device, (fa_shape){1, 1, 1, 1, 32768}, (fa_shape){1, 16, 16, 16, 16384});
+  check_bucket(device, (fa_shape){8, 16, 16, 32768, 77}, (fa_shape){1, 128, 128, 16384, 256});
+  /* All batches and lengths of a model. */
+  enum { MOST = 64 };
+  fa_shape seen[MOST];
+  int count = 0;
+  for (int batch = 1; batch <= 64; batch++)
+    for (int seqlen = 1; seqlen <= 8192; seqlen++) {
+      fa_shape bucket, asked = {batch, 16, 16, seqlen, seqlen};
+      device->ops->bucket(device, &asked, &bucket);
+      int i = 0;
+      while (i < count && memcmp(&seen[i], &bucket, sizeof bucket) != 0)
+        i++;
+      if (i == count && count < MOST)
+        seen[count++] = bucket;
+    }
+  CHECK_NUMBER(count, 19);
+}
+
+/* Memory for the tensors but not for a kernel's workspace, once: a smaller trial. */
+static void lose_memory(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  compute(name, p, grid, block);
+  if (fake->launches == 1)
+    fake->fail = "cuMemAlloc", fake->error = CUDA_ERROR_OUT_OF_MEMORY;
+}
+static void in_child_smaller(void *unused) {
+  (void)unused;
+  begin();
+  fake->run = lose_memory;
+  check_run(0, NULL);
+  CHECKF(launched("launch forward32 "), "%s", last_launch());
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.tunings, 1);
+  CHECK_NUMBER(statistics.unrecorded, 0);
+  CHECK_NUMBER(fake->allocations, fake->frees);
+}
+/* It never comes back: the best guess for now, although its trial was under way, and no error. */
+static void never_again(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  lose_memory(name, p, grid, block);
+  if (fake->launches == 1)
+    fake->memory_left = 1024;
+}
+static void in_child_lost(void *unused) {
+  (void)unused;
+  begin();
+  fake->run = never_again;
+  check_run(0, NULL);
+  CHECKF(launched("launch forward16 "), "%s", last_launch());
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.unrecorded, 1);
+  CHECK_NUMBER(fake->allocations, fake->frees);
+}
+
+/* The tuner reads and writes memory of its own only. */
+static help_case *callers;
+static int of_callers; /* tensors that launches were given */
+static void guard(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  const struct fa_tensor *tensors[] = {&p->query, &p->key, &p->value, &p->output};
+  for (int i = 0; i < 4; i++) {
+    const char *at = tensors[i]->data;
+    bool theirs = at >= (const char *)callers && at < (const char *)(callers + 1);
+    of_callers += theirs;
+  }
+  compute(name, p, grid, block);
+}
+static void in_child_leaves_tensors(void *unused) {
+  (void)unused;
+  static help_case self, before;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  fake->run = guard;
+  callers = &self;
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  for (int i = 0; i < HELP_ELEMENTS; i++)
+    self.output[i] = 7;
+  before = self;
+  /* Everything but the call itself, which fails. */
+  const fa_device *device = NULL;
+  const fa_ready *ready = NULL;
+  fa_problem problem = {.op = FA_FORWARD, .head_dim = HELP_DIM, .head_dim_v = HELP_DIM, .target = "cuda:sm_90a"};
+  fa_shape bucket;
+  char notes[FA_NOTES_SIZE] = "";
+  bool keep = false;
+  if (!CHECK(fa_find_device(FA_DEVICE_CUDA, 0, &device, message) == FA_OK))
+    return;
+  device->ops->bucket(device, &self.call.shape, &bucket);
+  CHECK(fa_tune(device, &problem, &bucket, FA_TUNE_SOME, fa_default_host(), NULL, &ready, &keep, notes, message) ==
+        FA_OK);
+  CHECK(fake->launches > 3 && of_callers == 0);
+  CHECK(memcmp(&self, &before, sizeof self) == 0);
+  /* The call then launches once on its tensors. */
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  CHECK_NUMBER(of_callers, 4);
+  CHECK(memcmp(self.query, before.query, sizeof self.query) == 0);
+  CHECK(memcmp(self.value, before.value, sizeof self.value) == 0);
+}
+
+/* Every time is another one, as on a device that others use: the choice is one of the candidates, and it is kept. */
+static void busy(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  compute(name, p, grid, block);
+  static unsigned state = 1;
+  state = state * 1664525 + 1013904223;
+  fake->milliseconds = 0.1 + (double)(state >> 8) * 1e-6;
+}
+static void in_child_busy(void *unused) {
+  (void)unused;
+  begin();
+  fake->run = busy;
+  check_run(0, NULL);
+  CHECK(launched("launch forward"));
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.tunings, 1);
+  CHECK(fake->launches < 1000);
+}
+/* Nothing can be timed: the best guess of those that are right. */
+static void timeless(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  compute(name, p, grid, block);
+  fake->milliseconds = 0;
+}
+static void in_child_no_events(void *unused) {
+  (void)unused;
+  begin();
+  fake->run = timeless;
+  check_run(0, NULL);
+  CHECKF(launched("launch forward16 "), "%s", last_launch());
 }
 
 static void in_child_best_guess(void *unused) {
@@ -230,6 +384,17 @@ static void test_tuning(void) {
   IN_CHILD(in_child_no_memory, NULL);
   help_new_cache("shapes");
   IN_CHILD(in_child_fills_device, NULL);
+  IN_CHILD(in_child_buckets, NULL);
+  help_new_cache("smaller");
+  IN_CHILD(in_child_smaller, NULL);
+  help_new_cache("lost");
+  IN_CHILD(in_child_lost, NULL);
+  help_new_cache("tensors");
+  IN_CHILD(in_child_leaves_tensors, NULL);
+  help_new_cache("busy");
+  IN_CHILD(in_child_busy, NULL);
+  help_new_cache("events");
+  IN_CHILD(in_child_no_events, NULL);
   help_new_cache("guess");
   IN_CHILD(in_child_best_guess, NULL);
 }
