@@ -164,6 +164,8 @@ static void forward(torch_value *stack, bool wants_lse) {
   describe_call(&call, &query, &key, &value, to_double(stack[3]), to_bool(stack[4]), &result);
   if (result.status == FA_OK) {
     call.op = FA_FORWARD;
+    call.backward_follows = wants_lse;
+    call.deterministic = wants_lse && torch_is_deterministic(); /* of backward; forward always is */
     if (!to_bool(stack[5]) && call.shape.heads_q != call.shape.heads_kv)
       FAIL(&result, FA_INVALID_VALUE, "key has %lld heads, must have query's %lld unless enable_gqa",
            (long long)call.shape.heads_kv, (long long)call.shape.heads_q);

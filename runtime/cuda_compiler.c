@@ -98,6 +98,13 @@ static void say_warnings(const char *log) {
   }
 }
 
+/* Asked by NVRTC while it compiles. */
+static int is_over(void *payload, void *reserved) {
+  (void)payload;
+  (void)reserved;
+  return fa_is_leaving();
+}
+
 static fa_status run(const fa_nvrtc *nvrtc, const fa_problem *problem, const fa_kernel *kernel,
                      const fa_cuda_choice *choice, fa_compiled *compiled, char *message) {
   char words[sizeof kernel->compile_options + 128];
@@ -111,6 +118,8 @@ static fa_status run(const fa_nvrtc *nvrtc, const fa_problem *problem, const fa_
   nvrtcResult error = nvrtc->nvrtcCreateProgram(&program, kernel->source, "kernel.cu", 0, NULL, NULL);
   if (error != NVRTC_SUCCESS)
     return fa_fail(FA_FAILED, message, "NVRTC %s failed: %s", nvrtc->version, nvrtc->nvrtcGetErrorString(error));
+  if (nvrtc->nvrtcSetFlowCallback)
+    nvrtc->nvrtcSetFlowCallback(program, is_over, NULL);
   double start = fa_seconds();
   error = nvrtc->nvrtcCompileProgram(program, count, options);
   compiled->seconds = fa_seconds() - start;

@@ -6,6 +6,8 @@
  *     resolve      the tuning record on disk names config and kernel, and the cache holds the kernel: load it.
  *     tune_once    nothing is known: one process generates, compiles and times candidates, and writes the record.
  *     pinned       instead of the last two, where only what is on disk may be used.
+ *     look_ahead   for a forward whose gradients are wanted: backward's kernels are built meanwhile, if nobody has
+ * them.
  *
  * While the call's stream is captured into a CUDA graph, none of this happens: see find_in_capture.
  */
@@ -214,9 +216,32 @@ static fa_status resolve(const fa_device *device, const fa_problem *problem, con
   return status;
 }
 
+static bool has_record(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                       fa_autotune searched) {
+  fa_key key;
+  fa_record record;
+  fa_record_key(&key, device, problem, bucket, searched);
+  bool found = fa_record_get(&key, &record);
+  fa_key_free(&key);
+  return found;
+}
+
+/* Backward with tensors like forward's. If it comes with others, that tune or compile something else, work was lost and
+ * nothing more. */
+static void look_ahead(const fa_device *device, const fa_problem *forward, const fa_shape *bucket, bool deterministic) {
+  const fa_autotune autotune = fa_get_settings()->autotune;
+  fa_problem problem = *forward;
+  problem.op = FA_BACKWARD;
+  problem.deterministic = deterministic;
+  fa_problem_normalize(&problem);
+  if (autotune == FA_TUNE_PINNED || has_record(device, &problem, bucket, autotune) ||
+      (autotune == FA_TUNE_SOME && has_record(device, &problem, bucket, FA_TUNE_ALL)))
+    return;
+  fa_build_ahead(device, &problem, bucket, autotune);
+}
+
 static fa_status make_ready(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                            const fa_shape *shape, const fa_host *host, void *stream, const fa_ready **ready,
-                            char *message) {
+                            const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
   fa_preparing state;
   fa_status status = device->ops->begin_preparing ? device->ops->begin_preparing(device, &state, message) : FA_OK;
   if (status != FA_OK)
@@ -224,7 +249,9 @@ static fa_status make_ready(const fa_device *device, const fa_problem *problem, 
   fa_problem chosen = *problem;
   if (device->ops->choose_target)
     device->ops->choose_target(bucket, chosen.target);
-  status = resolve(device, &chosen, bucket, shape, host, stream, ready, message);
+  if (call->backward_follows && call->op == FA_FORWARD)
+    look_ahead(device, &chosen, bucket, call->deterministic);
+  status = resolve(device, &chosen, bucket, &call->shape, host, call->stream, ready, message);
   if (device->ops->end_preparing)
     device->ops->end_preparing(device, &state);
   return status;
@@ -247,9 +274,8 @@ static fa_status find_in_capture(const fa_device *device, const fa_problem *prob
 /* Off the hit path: the first thread that wants a slot's kernel makes it, the others wait and share its outcome.
  * A failure is not kept: the next call tries again. */
 static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
-                         const fa_shape *shape, const fa_host *host, void *stream, const fa_ready **ready,
-                         char *message) {
-  if (device->ops->is_capturing && device->ops->is_capturing(device, stream))
+                         const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
+  if (device->ops->is_capturing && device->ops->is_capturing(device, call->stream))
     return find_in_capture(device, problem, ready, message);
   fa_lock();
   fa_slot *slot = fa_table_slot(key);
@@ -271,7 +297,7 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
   slot->claimed_by = fa_generation();
   fa_unlock();
 
-  fa_status status = make_ready(device, problem, &key->bucket, shape, host, stream, ready, message);
+  fa_status status = make_ready(device, problem, &key->bucket, call, host, ready, message);
 
   fa_lock();
   slot->claimed_by = 0;
@@ -302,7 +328,7 @@ fa_status fa_execute(const fa_call *call, const fa_host *host, char *message) {
   table_key_of(&problem, device, &call->shape, &key);
   const fa_ready *ready = fa_table_find(&key);
   if (!ready) {
-    status = prepare(device, &problem, &key, &call->shape, host, call->stream, &ready, message);
+    status = prepare(device, &problem, &key, call, host, &ready, message);
     if (status != FA_OK)
       return status;
   }

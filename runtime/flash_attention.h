@@ -38,8 +38,9 @@ typedef struct fa_call {
   fa_dtype dtype;
   fa_precision precision;
   bool is_causal;
-  bool deterministic;   /* the same call must give the same bits, even if that is slower; CPU kernels always do */
-  double softmax_scale; /* any value that is finite in float32 */
+  bool deterministic;    /* the same call must give the same bits, even if that is slower; CPU kernels always do */
+  bool backward_follows; /* forward: its gradients are wanted. What backward needs may be compiled meanwhile */
+  double softmax_scale;  /* any value that is finite in float32 */
   fa_device_type device_type;
   int device_index;
   void *stream; /* CUDA stream; NULL on the CPU */

@@ -30,7 +30,8 @@ static bool find_functions(fa_nvrtc *made, void *library, char *message) {
       FA_NVRTC_FUNCTIONS(NVRTC_NAME)
 #undef NVRTC_NAME
           "nvrtcGetErrorString"};
-  _Static_assert(offsetof(fa_nvrtc, path) == sizeof names / sizeof names[0] * sizeof(void *), "one pointer a name");
+  _Static_assert(offsetof(fa_nvrtc, nvrtcSetFlowCallback) == sizeof names / sizeof names[0] * sizeof(void *),
+                 "one pointer a name");
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
     void *function = dlsym(library, names[i]);
     if (!function) {
@@ -39,6 +40,8 @@ static bool find_functions(fa_nvrtc *made, void *library, char *message) {
     }
     memcpy((char *)made + i * sizeof(void *), &function, sizeof function);
   }
+  void *optional = dlsym(library, "nvrtcSetFlowCallback");
+  memcpy(&made->nvrtcSetFlowCallback, &optional, sizeof optional);
   return true;
 }
 
@@ -87,6 +90,7 @@ static fa_nvrtc *open_file(const char *file, char *message) {
     const char *error = library ? "out of memory" : dlerror();
     fa_fail(FA_NO_COMPILER, message, "%s", error ? error : file);
   } else {
+    fa_watch_exit();
     struct link_map *map = NULL;
     bool has_path = dlinfo(library, RTLD_DI_LINKMAP, &map) == 0 && map && map->l_name && *map->l_name;
     snprintf(made->path, sizeof made->path, "%s", has_path ? map->l_name : file);

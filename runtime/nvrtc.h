@@ -37,6 +37,8 @@ typedef struct fa_nvrtc {
   FA_NVRTC_FUNCTIONS(FA_NVRTC_MEMBER)
 #undef FA_NVRTC_MEMBER
   const char *(*nvrtcGetErrorString)(nvrtcResult);
+  /* NULL in versions that lack it. The callback is asked now and then while a program is compiled: 1 ends that. */
+  nvrtcResult (*nvrtcSetFlowCallback)(nvrtcProgram, int (*callback)(void *payload, void *reserved), void *payload);
   char path[PATH_MAX];
   char version[32]; /* "13.2.86": part of a kernel's key */
   int num_archs, arch[FA_MAX_ARCHS];

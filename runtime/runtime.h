@@ -5,7 +5,7 @@
  *     dispatch.c     call -> kernel: table in memory, else record on disk, else tune.c
  *     table.c        the table; looking up takes no lock
  *     record.c       tuning records: what was found best, on disk
- *     build.c        problem + config -> image, from the cache or a compiler
+ *     build.c        problem + config -> image, from the cache or a compiler; ahead.c, before it is wanted
  *     tune.c         candidates -> the best; trial.c and trial_check.c run them, reference.c says what is right,
  *                    contest.c who wins
  *     launch.c       kernel + call -> results
@@ -102,6 +102,12 @@ void fa_build_all(const fa_target *ops, const fa_problem *problem, const fa_conf
 /* Load the image. One from the cache that does not load is compiled again. */
 fa_status fa_load_built(const fa_device *device, fa_built *built, fa_loaded *loaded, char *message);
 void fa_built_free(fa_built *built);
+
+/* --- ahead.c: build what fa_tune will want of this problem, on threads of their own; returns at once. */
+void fa_build_ahead(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_autotune autotune);
+bool fa_is_leaving(void);     /* the process ends: what is being built is not wanted any more */
+bool fa_watch_exit(void);     /* from now on exit() waits for ahead.c before what was registered earlier */
+extern int fa_cores_of_tests; /* as many cores as there were, for ahead.c; 0: those that there are */
 
 /* --- table.c: kernels ready to launch. They stay for the life of the process. */
 typedef struct fa_ready {

@@ -79,6 +79,10 @@ typedef struct fa_target {
    * lower_target. Called from several threads at once. The caller frees what `compiled` holds. */
   fa_status (*compile)(const fa_problem *problem, const fa_kernel *kernel, fa_compiled *compiled, char *message);
 
+  /* Are kernels worth building before they are wanted? Where compile() runs within the process, on another device than
+   * the one that computes. */
+  bool builds_ahead;
+
   /* The next simpler target whose kernels run on the same device; false if there is none. */
   bool (*lower_target)(const char *target, char lower[FA_TARGET_LENGTH]);
 

@@ -96,6 +96,7 @@ const fa_target fa_target_cuda = {
     .bucket = bucket,
     .compiler_identity = fa_cuda_compiler_identity,
     .compile = fa_cuda_compile,
+    .builds_ahead = true,
     .lower_target = fa_cuda_lower_target,
     .fit_target = fa_cuda_fit_target,
     .choose_target = choose_target,
