@@ -12,6 +12,7 @@
 #   accuracy   errors against float64          -> accuracy_cuda.csv
 #   bench      speed against PyTorch's         -> bench_cuda.csv, bench_cuda.png
 #   startup    first calls                     -> startup_cuda.csv
+#   tuner      its choice beside an exhaustive search's -> tuner_cuda.csv
 #   smallest   what a call costs               -> smallest_cuda.csv
 #   demo       the demo in fp32 and bf16       -> demo.png, bf16/demo.png
 #
@@ -22,7 +23,7 @@
 # python bench/update_readme.py OUTPUT_DIR then puts the numbers into README.md and docs/performance.md.
 set -uo pipefail
 
-all=(build tests guide plain_c sanitize accuracy bench startup smallest demo)
+all=(build tests guide plain_c sanitize accuracy bench startup tuner smallest demo)
 if (($# == 0)) || [[ $1 == -* ]]; then
   sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
   exit 2
@@ -72,6 +73,7 @@ run_section() {
       within 400 "$python" -m flash_attention bench --device cuda --output "$output" ${BENCH_ARGS:-}
       ;;
     startup) within 300 "$python" -m flash_attention bench --device cuda --startup --output "$output" ;;
+    tuner) within 300 "$python" -m flash_attention bench --device cuda --tuner --output "$output" ;;
     smallest) within 120 "$python" -m flash_attention bench --device cuda --smallest --output "$output" ;;
     demo)
       within 180 "$python" examples/demo.py --device cuda --dtype fp32 --output "$output" &&

@@ -175,6 +175,30 @@ def accuracy_table(rows: list[Row], device: str) -> str:
     return f"{made(rows)}\n\n{markdown(['data', 'd', 'S', 'mask', *names], lines, left=4)}"
 
 
+def tuner_table(rows: list[Row], device: str) -> str:
+    """A row for each problem: its speed, and how near that is to what an exhaustive search finds."""
+    unit, scale = UNITS[device]
+    lines = []
+    for row in rows:
+        heads = row["heads"] if row["heads"] == row["heads_kv"] else f"{row['heads']}/{row['heads_kv']}"
+        seqlen = row["seqlen"] if row["seqlen"] == row["seqlen_k"] else f"{row['seqlen']}×{row['seqlen_k']}"
+        mask = ", causal" if row["is_causal"] == "True" else ""
+        what = f"{row['op']}, {row['dtype']}, B {row['batch']}, H {heads}, S {seqlen}, d {row['head_dim']}{mask}"
+        config = (
+            f"`{row['config']}`" if row["config"] == row["max_config"] else f"`{row['config']}` / `{row['max_config']}`"
+        )
+        searches = (f"{float(row[name]):.1f} s" for name in ("search_seconds", "max_search_seconds"))
+        lines.append([what, config, f"{float(row['gflops']) / scale:.3g}", f"**{float(row['ratio']):.3f}**", *searches])
+    ratios = [float(row["ratio"]) for row in rows]
+    near = sum(ratio >= 0.97 for ratio in ratios)
+    text = (
+        f"{near} of {len(rows)} within 3 %; {statistics.geometric_mean(ratios):.3f} of the exhaustive search's speed "
+        f"on average, at least {min(ratios):.3f}."
+    )
+    head = ["problem", "config / that of `max`", unit, "of `max`'s speed", "first call", "then with `max`"]
+    return f"{made(rows)}\n\n{text}\n\n{markdown(head, lines, left=2)}"
+
+
 # By the name of a marker, without its device: the file that it comes from, and what is made of it.
 TABLES: dict[str, tuple[str, Callable[[list[Row], str], str]]] = {
     "bench": ("bench", short_table),
@@ -182,6 +206,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Row], str], str]]] = {
     "smallest": ("smallest", smallest_table),
     "startup": ("startup", startup_table),
     "accuracy": ("accuracy", accuracy_table),
+    "tuner": ("tuner", tuner_table),
 }
 PICTURES = {"picture_cuda": "bench_cuda.png", "picture_cpu": "bench_cpu.png", "demo": "demo.png"}
 CAPTIONS = {"demo": "Loss curves and training speed of the demo"}

@@ -201,7 +201,9 @@ static fa_status resolve(const fa_device *device, const fa_problem *problem, con
   fa_key key;
   if (autotune == FA_TUNE_PINNED)
     return pinned(device, problem, bucket, shape, ready, message);
-  if (autotune == FA_TUNE_SOME) { /* an exhaustive search, if one was made, found at least as good a config */
+  if (autotune == FA_TUNE_SOME &&
+      !fa_get_settings()
+           ->only_such_records) { /* an exhaustive search, if one was made, found at least as good a config */
     fa_record_key(&key, device, problem, bucket, FA_TUNE_ALL);
     status = from_record(device, problem, &key, ready, message);
     fa_key_free(&key);
@@ -271,6 +273,15 @@ static fa_status find_in_capture(const fa_device *device, const fa_problem *prob
                  description);
 }
 
+/* Under the lock. */
+static char last_config[256];
+
+void fa_last_config(char *config, size_t size) {
+  fa_lock();
+  snprintf(config, size, "%s", last_config);
+  fa_unlock();
+}
+
 /* Off the hit path: the first thread that wants a slot's kernel makes it, the others wait and share its outcome.
  * A failure is not kept: the next call tries again. */
 static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
@@ -305,8 +316,10 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
   slot->status = status;
   free(slot->failure);
   slot->failure = status == FA_OK ? NULL : strdup(message);
-  if (status == FA_OK)
+  if (status == FA_OK) {
     atomic_store_explicit(&slot->ready, *ready, memory_order_release);
+    fa_config_format(&(*ready)->config, last_config, sizeof last_config);
+  }
   fa_wake_all();
   fa_unlock();
   return status;

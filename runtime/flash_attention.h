@@ -126,6 +126,11 @@ typedef struct fa_statistics {
   int64_t unrecorded; /* choices of which no record could be kept: the next process makes them again */
 } fa_statistics;
 FA_API void fa_get_statistics(fa_statistics *statistics);
+/* Choose kernels as with another value of FLASH_ATTENTION_AUTOTUNE from now on, also for calls that have one, by
+ * records of exactly such a search: to compare what they choose. No call may be under way. */
+FA_API fa_status fa_set_autotune(const char *autotune, char *message);
+/* The config of the kernel that was chosen last; "" if none was. */
+FA_API void fa_last_config(char *config, size_t size);
 /* The cache of this process, by path; visit as fa_cache_visit but as text lines (hex kind bytes last_used valid
  * metadata). */
 FA_API fa_status fa_cache_report(bool verify, char **text, char *message);

@@ -42,9 +42,10 @@ typedef enum fa_autotune {
   FA_TUNE_PINNED /* none of these: only what one of them has recorded is used */
 } fa_autotune;
 typedef struct fa_settings {
-  fa_autotune autotune; /* FLASH_ATTENTION_AUTOTUNE: 0, 1, max, pinned */
-  bool verbose;         /* FLASH_ATTENTION_VERBOSE */
-  bool show_progress;   /* stderr is a terminal and this is rank 0 */
+  fa_autotune autotune;   /* FLASH_ATTENTION_AUTOTUNE: 0, 1, max, pinned; fa_set_autotune */
+  bool only_such_records; /* a record of a more thorough search does not count */
+  bool verbose;           /* FLASH_ATTENTION_VERBOSE */
+  bool show_progress;     /* stderr is a terminal and this is rank 0 */
 } fa_settings;
 const fa_settings *fa_get_settings(void);
 fa_cache *fa_shared_cache(void);
@@ -135,6 +136,7 @@ typedef struct fa_slot {
 } fa_slot;
 const fa_ready *fa_table_find(const fa_table_key *key); /* NULL: not there. No lock. */
 fa_slot *fa_table_slot(const fa_table_key *key);        /* find or add, under the lock; NULL: out of memory */
+void fa_table_forget(void); /* every call looks for its kernel again; those that are loaded stay */
 /* Keep a loaded kernel. */
 fa_status fa_make_ready(const fa_device *device, const fa_problem *problem, const fa_config *config,
                         const char *kernel_hex, const fa_loaded *loaded, const fa_ready **ready, char *message);

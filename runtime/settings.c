@@ -25,16 +25,21 @@ static bool is_rank_zero(const char *name) {
   return !rank || !*rank || strcmp(rank, "0") == 0;
 }
 
+static bool read_autotune(const char *text, fa_autotune *autotune) {
+  static const char *const names[] = {
+      [FA_TUNE_NONE] = "0", [FA_TUNE_SOME] = "1", [FA_TUNE_ALL] = "max", [FA_TUNE_PINNED] = "pinned"};
+  for (int i = 0; i < 4; i++)
+    if (strcmp(text, names[i]) == 0) {
+      *autotune = (fa_autotune)i;
+      return true;
+    }
+  return false;
+}
+
 static void read_environment(void) {
   const char *autotune = getenv("FLASH_ATTENTION_AUTOTUNE");
   settings.autotune = FA_TUNE_SOME;
-  if (autotune && strcmp(autotune, "0") == 0)
-    settings.autotune = FA_TUNE_NONE;
-  else if (autotune && strcmp(autotune, "max") == 0)
-    settings.autotune = FA_TUNE_ALL;
-  else if (autotune && strcmp(autotune, "pinned") == 0)
-    settings.autotune = FA_TUNE_PINNED;
-  else if (autotune && *autotune && strcmp(autotune, "1") != 0)
+  if (autotune && *autotune && !read_autotune(autotune, &settings.autotune))
     fa_warn("FLASH_ATTENTION_AUTOTUNE is '%s'; it must be 0, 1, max or pinned. Going on with 1.", autotune);
   const char *verbose = getenv("FLASH_ATTENTION_VERBOSE");
   settings.verbose = verbose && *verbose && strcmp(verbose, "0") != 0;
@@ -46,6 +51,17 @@ static void read_environment(void) {
 const fa_settings *fa_get_settings(void) {
   pthread_once(&once, read_environment);
   return &settings;
+}
+
+fa_status fa_set_autotune(const char *autotune, char *message) {
+  fa_autotune wanted;
+  if (!read_autotune(autotune, &wanted))
+    return fa_fail(FA_INVALID_VALUE, message, "autotune is '%s'; it must be 0, 1, max or pinned", autotune);
+  pthread_once(&once, read_environment);
+  settings.autotune = wanted;
+  settings.only_such_records = true;
+  fa_table_forget();
+  return FA_OK;
 }
 
 fa_cache *fa_shared_cache(void) {

@@ -57,6 +57,12 @@ fa_slot *fa_table_slot(const fa_table_key *key) {
   return slot;
 }
 
+void fa_table_forget(void) {
+  for (int i = 0; i < CHAINS; i++)
+    for (fa_slot *slot = atomic_load_explicit(&chains[i], memory_order_acquire); slot; slot = slot->next)
+      atomic_store_explicit(&slot->ready, NULL, memory_order_release);
+}
+
 const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) {
   fa_lock();
   const fa_ready *found = loaded_kernels;

@@ -105,6 +105,8 @@ def functions() -> ctypes.CDLL:
         "fa_list_configs": (ctypes.c_int, [problem, text, message]),
         "fa_info": (ctypes.c_int, [text]),
         "fa_get_statistics": (None, [ctypes.POINTER(Statistics)]),
+        "fa_set_autotune": (ctypes.c_int, [message, message]),
+        "fa_last_config": (None, [ctypes.c_char_p, ctypes.c_size_t]),
         "fa_cache_report": (ctypes.c_int, [ctypes.c_bool, text, message]),
         "fa_cache_remove_all": (ctypes.c_int, [ctypes.POINTER(ctypes.c_int64), message]),
         "fa_cache_export_entry": (
@@ -218,6 +220,21 @@ def statistics() -> dict[str, int]:
     struct = Statistics()
     functions().fa_get_statistics(ctypes.byref(struct))
     return {name: getattr(struct, name) for name in COUNTERS}
+
+
+def set_autotune(autotune: str) -> None:
+    """Choose kernels as with another value of FLASH_ATTENTION_AUTOTUNE, also for calls that have one.
+
+    Only records of exactly such a search count: not those of "max" for "1".
+    """
+    call("fa_set_autotune", autotune.encode())
+
+
+def last_config() -> str:
+    """The config of the kernel that was chosen last, "" if none was."""
+    config = ctypes.create_string_buffer(256)
+    functions().fa_last_config(config, len(config))
+    return decode(config.value)
 
 
 @dataclass(frozen=True)

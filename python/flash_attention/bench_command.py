@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
 import torch
 
-from flash_attention import bench, bench_measure, bench_report
+from flash_attention import bench, bench_measure, bench_report, bench_tuner
 from flash_attention.bench_startup import measure_startup
 
 OPS, MASKS = ["forward", "backward"], ["full", "causal"]
@@ -100,7 +101,24 @@ def run_startup(arguments: argparse.Namespace, device: str, folder: Path, machin
     print(f"Written: {path}")
 
 
+def run_tuner(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
+    path = folder / f"tuner_{device}.csv"
+    rows: list[bench_tuner.Comparison] = []
+    print(bench_report.TUNER_HEADER, flush=True)
+    for row in bench_tuner.measure(device, arguments.limit, 3 if arguments.quick else None):
+        rows.append(row)
+        print(bench_report.tuner_line(row), flush=True)
+        bench_report.write(path, bench_report.tuner_rows(rows), machine, command)  # what is there is kept
+    if rows:
+        print(f"\n{bench_tuner.summary(rows)}\n\nWritten: {path}")
+
+
 def run(arguments: argparse.Namespace) -> None:
+    with bench_tuner.scratch_cache() if arguments.tuner else contextlib.nullcontext():
+        run_in_cache(arguments)
+
+
+def run_in_cache(arguments: argparse.Namespace) -> None:
     device = arguments.device or bench_measure.default_device()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -109,5 +127,13 @@ def run(arguments: argparse.Namespace) -> None:
     machine = bench_measure.machine(device)
     print(machine)
     command = bench_report.command_line("python", "-m", "flash_attention")
-    measure = run_startup if arguments.startup else run_smallest if arguments.smallest else run_grid
+    measure = (
+        run_startup
+        if arguments.startup
+        else run_smallest
+        if arguments.smallest
+        else run_tuner
+        if arguments.tuner
+        else run_grid
+    )
     measure(arguments, device, folder, machine, command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from flash_attention.bench import OURS, Result, geometric_mean
 from flash_attention.bench_measure import PYTORCH, Smallest
 from flash_attention.bench_startup import Startup
+from flash_attention.bench_tuner import Comparison
 
 UNITS = {"cpu": ("GFLOP/s", 1e9), "cuda": ("TFLOP/s", 1e12)}
 COLORS = {OURS: "#d1495b", PYTORCH: "#30638e", "flash": "#30638e", "cuDNN": "#6a994e", "efficient": "#9a8c98"}
@@ -132,6 +134,36 @@ def startup_rows(rows: Sequence[Startup]) -> list[dict[str, Any]]:
             "cold_untuned_ms": f"{1e3 * row.cold_untuned:.2f}",
             "second_process_ms": f"{1e3 * row.second_process:.3f}",
             "warm_ms": f"{1e3 * row.warm:.3f}",
+        }
+        for row in rows
+    ]
+
+
+TUNER_HEADER = f"{'op':9} {'tensors':46}{'TFLOP/s':>9}{'max':>8}{'ratio':>7}{'s':>7}{'max':>7}  config, and that of max"
+
+
+def tuner_line(row: Comparison) -> str:
+    """Speeds of both choices, their ratio, the seconds of both searches, and the configs."""
+    usual, exhaustive = row.usual, row.exhaustive
+    speeds = [row.shape.flops(row.op) / choice.seconds / 1e12 for choice in (usual, exhaustive)]
+    configs = usual.config if usual.config == exhaustive.config else f"{usual.config} | {exhaustive.config}"
+    text = f"{row.op:9} {row.shape!s:46}{speeds[0]:>9.3g}{speeds[1]:>8.3g}{row.ratio():>7.3f}"
+    return f"{text}{usual.search:>7.2f}{exhaustive.search:>7.2f}  {configs}"
+
+
+def tuner_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    return [
+        {
+            "op": row.op,
+            **dataclasses.asdict(row.shape),
+            "config": row.usual.config,
+            "max_config": row.exhaustive.config,
+            "seconds": f"{row.usual.seconds:.6g}",
+            "max_seconds": f"{row.exhaustive.seconds:.6g}",
+            "gflops": f"{row.shape.flops(row.op) / row.usual.seconds / 1e9:.1f}",
+            "ratio": f"{row.ratio():.4f}",
+            "search_seconds": f"{row.usual.search:.3f}",
+            "max_search_seconds": f"{row.exhaustive.search:.3f}",
         }
         for row in rows
     ]

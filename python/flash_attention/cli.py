@@ -36,6 +36,7 @@ examples:
   python -m flash_attention cache verify
   python -m flash_attention cache export kernels.tar
   python -m flash_attention bench --quick
+  python -m flash_attention bench --tuner
 
 environment:
 """ + "\n".join(f"  {name:28}{meaning}" for name, meaning in ENVIRONMENT.items())
@@ -247,6 +248,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--startup", action="store_true", help="measure importing and first calls instead of the grid")
     instead.add_argument("--smallest", action="store_true", help="measure what the smallest calls cost instead")
+    instead.add_argument(
+        "--tuner", action="store_true", help="measure what the tuner chooses against what an exhaustive search does"
+    )
     parser.add_argument("--ops", type=several("forward", "backward"), metavar="LIST", help="default: forward,backward")
     parser.add_argument(
         "--dtypes",
@@ -264,6 +268,13 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="of a CPU; default: PyTorch's own choice")
     parser.add_argument(
         "--seconds", type=float, metavar="X", help="time for each number (default: 1; on a GPU 0.05; less with --quick)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=220,
+        metavar="X",
+        help="--tuner begins no shape after so many seconds (default: 220)",
     )
     parser.add_argument("--output", default="results", metavar="DIR", help="folder of the files (default: %(default)s)")
 
