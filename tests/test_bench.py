@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_attention import bench, bench_command, bench_measure, bench_report, bench_startup, cli
+from flash_attention import bench, bench_command, bench_measure, bench_report, bench_startup, bench_tuner, cli
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -131,7 +131,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for dtype in ("fp32", "bf16")
         for tensor in ("output", "grad_query", "grad_key", "grad_value")
     ]
+    shape = bench_tuner.Shape("bf16", 8, 32, 8, 1, 32768, 128, True)
+    choices = (bench_tuner.Choice("block_m=64", 2.0, 2.5e-3), bench_tuner.Choice("block_m=128", 3.0, 2e-3))
+    comparisons = [
+        bench_tuner.Comparison(shape, "forward", choices[0], choices[0]),
+        bench_tuner.Comparison(shape, "backward", *choices),
+    ]
     for name, rows in (
+        ("tuner", bench_report.tuner_rows(comparisons)),
         ("bench", bench_report.result_rows(made_up())),
         ("smallest", bench_report.smallest_rows(smallest)),
         ("startup", bench_report.startup_rows(startup)),
@@ -142,7 +149,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_documents_get_what_their_markers_name(folder: Path) -> None:
-    names = ["bench_cuda", "cells_cuda", "smallest_cuda", "startup_cuda", "accuracy_cuda", "bench_cpu"]
+    names = ["bench_cuda", "cells_cuda", "smallest_cuda", "startup_cuda", "accuracy_cuda", "tuner_cuda", "bench_cpu"]
     document = folder / "page.md"
     document.write_text("Before.\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names) + "After.")
     assert update_readme.update(document, folder) == names[:-1]
@@ -158,6 +165,9 @@ def test_documents_get_what_their_markers_name(folder: Path) -> None:
     assert "| fp16, S 16, d 64: forward | 3.2 µs | 14.5 µs |" in text
     assert "| first call on a machine: generates, compiles, tunes | 1,500 ms | 1,500 ms |" in text
     assert "| normal | 64/32 | 100×200 | causal, 6/2 heads | 2.5e-07 / 5.0e-07 |" in text
+    assert "| forward, bf16, B 8, H 32/8, S 1×32768, d 128, causal | `block_m=64` |" in text
+    assert "| `block_m=64` / `block_m=128` | 2.15 | **0.800** | 2.0 s | 3.0 s |" in text
+    assert "1 of 2 within 3 %; 0.894 of the exhaustive search's speed on average, at least 0.800." in text
     assert update_readme.update(document, folder) == names[:-1]
     assert document.read_text() == text, "a second time changes nothing"
 

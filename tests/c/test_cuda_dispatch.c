@@ -250,6 +250,31 @@ static void in_child_buckets(void *unused) {
   CHECK_NUMBER(count, 19);
 }
 
+/* A thousand calls of one model, each of another batch and length. */
+static void in_child_thousand_shapes(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  unsigned state = 1;
+  for (int i = 0; i < 1000; i++) { /* the fake touches no tensor of as many heads */
+    state = state * 1664525 + 1013904223;
+    const int64_t batch = 1 + (state >> 8) % 64, seqlen = 1 + (state >> 16) % 8192;
+    self.call.shape = (fa_shape){batch, 16, 16, seqlen, seqlen};
+    if (!CHECK(fa_execute(&self.call, fa_default_host(), message) == FA_OK)) {
+      fprintf(stderr, "%s\n", message);
+      return;
+    }
+  }
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.launches, 1000);
+  CHECK_NUMBER(statistics.compilations, 6); /* three configs for each of two targets: short sequences, longer ones */
+  CHECKF(statistics.tunings >= 8 && statistics.tunings <= 19, "%d tunings", (int)statistics.tunings);
+}
+
 /* Memory for the tensors but not for a kernel's workspace, once: a smaller trial. */
 static void lose_memory(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
   compute(name, p, grid, block);
@@ -385,6 +410,8 @@ static void test_tuning(void) {
   help_new_cache("shapes");
   IN_CHILD(in_child_fills_device, NULL);
   IN_CHILD(in_child_buckets, NULL);
+  help_new_cache("thousand");
+  IN_CHILD(in_child_thousand_shapes, NULL);
   help_new_cache("smaller");
   IN_CHILD(in_child_smaller, NULL);
   help_new_cache("lost");
