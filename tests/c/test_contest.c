@@ -139,6 +139,21 @@ static void test_time_is_bounded(void) {
   CHECK_NUMBER(contest.rounds, 2);
 }
 
+/* The round that warms up does not count, where there is another. */
+static void test_warming_up(void) {
+  fa_contest_begin(&contest, 2, usual);
+  const double seconds[2][2] = {{3e-3, 1e-3}, {0.9e-3, 1e-3}};
+  fa_contest_enter(&contest, 0);
+  fa_contest_enter(&contest, 1);
+  for (int round = 0; round < 2; round++) {
+    fa_contest_time(&contest, 0, seconds[round][0]);
+    fa_contest_time(&contest, 1, seconds[round][1]);
+    fa_contest_end_round(&contest);
+  }
+  CHECK_NUMBER(fa_contest_winner(&contest), 0);
+  CHECK(fa_contest_seconds(&contest, 0) == 0.9e-3);
+}
+
 /* Candidates that fail, at any time, and contests that nobody can win. */
 static void test_failures(void) {
   fa_contest_begin(&contest, 3, usual);
@@ -187,6 +202,7 @@ int main(void) {
   RUN(test_an_outlier_round);
   RUN(test_the_slow_leave);
   RUN(test_time_is_bounded);
+  RUN(test_warming_up);
   RUN(test_failures);
   RUN(test_order);
   return check_summary();

@@ -323,6 +323,7 @@ static void guard(const char *name, const struct fa_params *p, unsigned grid, un
   }
   compute(name, p, grid, block);
 }
+static bool same_bytes(const void *a, const void *b, size_t length) { return memcmp(a, b, length) == 0; }
 static void in_child_leaves_tensors(void *unused) {
   (void)unused;
   static help_case self, before;
@@ -348,12 +349,12 @@ static void in_child_leaves_tensors(void *unused) {
   CHECK(fa_tune(device, &problem, &bucket, FA_TUNE_SOME, fa_default_host(), NULL, &ready, &keep, notes, message) ==
         FA_OK);
   CHECK(fake->launches > 3 && of_callers == 0);
-  CHECK(memcmp(&self, &before, sizeof self) == 0);
+  CHECK(same_bytes(&self, &before, sizeof self));
   /* The call then launches once on its tensors. */
   CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
   CHECK_NUMBER(of_callers, 4);
-  CHECK(memcmp(self.query, before.query, sizeof self.query) == 0);
-  CHECK(memcmp(self.value, before.value, sizeof self.value) == 0);
+  CHECK(same_bytes(self.query, before.query, sizeof self.query));
+  CHECK(same_bytes(self.value, before.value, sizeof self.value));
 }
 
 /* Every time is another one, as on a device that others use: the choice is one of the candidates, and it is kept. */
