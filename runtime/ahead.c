@@ -5,8 +5,9 @@
  *
  * These threads render, compile and store. They use neither the device nor the host (Python), change no result and no
  * choice, and if one fails nobody hears of it: whoever wants the kernel builds it and says why it cannot. They take no
- * signals. A forked child has none of them and begins anew. When the process ends, exit() has the compiler stop, where
- * it can be told to (NVRTC 12.8), and waits: destructors of its library must not meet it at work.
+ * signals. A forked child has none of them and begins anew. Before the process ends, fa_stop_building has the compiler
+ * stop, where it can be told to (NVRTC 12.8; it listens but now and then), and waits. A handler of exit() would come
+ * too late: libraries register their destructors as they go, and those that are registered last run first.
  */
 #include "runtime/runtime.h"
 
@@ -31,12 +32,13 @@ typedef struct job {
 static int running;
 static unsigned running_in; /* the generation whose threads they are */
 
-static _Atomic bool leaving;
+static atomic_bool stopped;
+static _Thread_local bool is_ahead; /* this is one of the threads */
 
-bool fa_is_leaving(void) { return atomic_load_explicit(&leaving, memory_order_relaxed); }
+const atomic_bool *fa_build_stopped(void) { return is_ahead ? &stopped : NULL; }
 
-static void leave(void) {
-  atomic_store(&leaving, true);
+void fa_stop_building(void) {
+  atomic_store(&stopped, true);
   fa_lock();
   while (running > 0 && running_in == fa_generation())
     fa_wait();
@@ -52,7 +54,8 @@ static void let_go(job *work) {
 
 static void *work_ahead(void *argument) {
   job *work = argument;
-  for (int i = atomic_fetch_add(&work->next, 1); i < work->count && !fa_is_leaving();
+  is_ahead = true;
+  for (int i = atomic_fetch_add(&work->next, 1); i < work->count && !atomic_load(&stopped);
        i = atomic_fetch_add(&work->next, 1)) {
     char message[FA_MESSAGE_SIZE];
     fa_built built;
@@ -122,20 +125,12 @@ static void start(job *work) {
            work->problem.target);
 }
 
-/* Before the first thread, and again behind each library that is loaded later: exit() runs the last registered first.
- */
-bool fa_watch_exit(void) { return atexit(leave) == 0; }
-
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static bool watches_exit;
-static void watch_exit(void) { watches_exit = fa_watch_exit(); }
-
 void fa_build_ahead(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_autotune autotune) {
   char ignored[FA_MESSAGE_SIZE];
-  if (!device->ops->builds_ahead || !fa_cache_usable(fa_shared_cache(), ignored, sizeof ignored))
+  if (!device->ops->builds_ahead || atomic_load(&stopped) ||
+      !fa_cache_usable(fa_shared_cache(), ignored, sizeof ignored))
     return;
-  pthread_once(&once, watch_exit);
-  job *work = watches_exit ? calloc(1, sizeof *work) : NULL;
+  job *work = calloc(1, sizeof *work);
   if (!work)
     return;
   work->ops = device->ops;

@@ -105,11 +105,10 @@ static void say_warnings(const char *log) {
   }
 }
 
-/* Asked by NVRTC while it compiles. */
-static int is_over(void *payload, void *reserved) {
-  (void)payload;
+/* Asked by NVRTC while it compiles, on any of its threads. */
+static int is_over(void *stopped, void *reserved) {
   (void)reserved;
-  return fa_is_leaving();
+  return atomic_load((const atomic_bool *)stopped);
 }
 
 /* The host's signals (Ctrl-C in Python) belong to the host's own threads, not to those that NVRTC starts. */
@@ -119,8 +118,9 @@ static nvrtcResult compile(const fa_nvrtc *nvrtc, nvrtcProgram program, int coun
   sigfillset(&all);
   if (has_threads)
     pthread_sigmask(SIG_SETMASK, &all, &before);
-  if (nvrtc->nvrtcSetFlowCallback)
-    nvrtc->nvrtcSetFlowCallback(program, is_over, NULL);
+  const atomic_bool *stopped = fa_build_stopped();
+  if (stopped && nvrtc->nvrtcSetFlowCallback)
+    nvrtc->nvrtcSetFlowCallback(program, is_over, (void *)stopped);
   nvrtcResult error = nvrtc->nvrtcCompileProgram(program, count, options);
   if (has_threads)
     pthread_sigmask(SIG_SETMASK, &before, NULL);

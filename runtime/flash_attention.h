@@ -78,6 +78,11 @@ FA_API fa_status fa_copy_from_device(fa_device_type type, int device_index, void
 /* Run one call. `message` (FA_MESSAGE_SIZE bytes) is written only on failure. */
 FA_API fa_status fa_execute(const fa_call *call, const fa_host *host, char *message);
 
+/* End what is being compiled for calls with backward_follows, and wait for that. A process that made such calls must do
+ * so before it ends by exit() or by returning from main: the compiler's library must not be taken down at work. Nothing
+ * is built ahead from then on. */
+FA_API void fa_stop_building(void);
+
 /* Where the templates are. Default: "templates" beside the shared library, else what it was built with. */
 FA_API fa_status fa_set_template_dir(const char *directory);
 FA_API const char *fa_template_dir(void);

@@ -90,7 +90,6 @@ static fa_nvrtc *open_file(const char *file, char *message) {
     const char *error = library ? "out of memory" : dlerror();
     fa_fail(FA_NO_COMPILER, message, "%s", error ? error : file);
   } else {
-    fa_watch_exit();
     struct link_map *map = NULL;
     bool has_path = dlinfo(library, RTLD_DI_LINKMAP, &map) == 0 && map && map->l_name && *map->l_name;
     snprintf(made->path, sizeof made->path, "%s", has_path ? map->l_name : file);

@@ -106,8 +106,8 @@ void fa_built_free(fa_built *built);
 
 /* --- ahead.c: build what fa_tune will want of this problem, on threads of their own; returns at once. */
 void fa_build_ahead(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_autotune autotune);
-bool fa_is_leaving(void);     /* the process ends: what is being built is not wanted any more */
-bool fa_watch_exit(void);     /* from now on exit() waits for ahead.c before what was registered earlier */
+/* Of a build on this thread: becomes true when nobody wants it any more. NULL: somebody waits for it. */
+const atomic_bool *fa_build_stopped(void);
 extern int fa_cores_of_tests; /* as many cores as there were, for ahead.c; 0: those that there are */
 
 /* --- table.c: kernels ready to launch. They stay for the life of the process. */

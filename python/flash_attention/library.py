@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import os
 import sys
 from pathlib import Path
@@ -12,6 +14,12 @@ import torch
 LIBRARY = Path(__file__).with_name("_flash_attention.so")
 
 
+def _stop_building() -> None:
+    """End what is compiled in the background for backward."""
+    ctypes.CDLL(str(LIBRARY)).fa_stop_building()
+
+
+@functools.cache
 def load() -> ctypes.CDLL:
     """Load the library once per process and return it.
 
@@ -22,6 +30,7 @@ def load() -> ctypes.CDLL:
         raise ImportError(f"{LIBRARY} is not there: build it with `pip install .` (or `pip install -e .`)")
     torch.ops.load_library(str(LIBRARY))
     library = ctypes.CDLL(str(LIBRARY))
+    atexit.register(_stop_building)  # before exit() takes the compiler's library down
     library.fa_torch_error.restype = ctypes.c_char_p
     error = library.fa_torch_error()
     if error is not None:

@@ -155,18 +155,28 @@ static void in_child_known(void *unused) {
   check_compilations(3);
 }
 
-/* exit() while kernels are built, at any moment; and a process that ends without it. */
+/* The end of a process while kernels are built, at any moment. */
 static void in_child_exits(void *argument) {
+  static help_case later;
   char message[FA_MESSAGE_SIZE];
   const struct timespec span = {0, *(long *)argument};
   setenv("FLASH_ATTENTION_AUTOTUNE", "0", 1);
   begin(16);
   call(true, message);
   nanosleep(&span, NULL);
+  fa_stop_building();
+  const int64_t begun = compilations();
+  check_compilations(begun);
+  help_make_case(&later, true); /* who wants a kernel gets it; nothing is built ahead any more */
+  later.call.device_type = FA_DEVICE_CUDA;
+  later.call.backward_follows = true;
+  later.call.head_dim = 8;
+  fa_execute(&later.call, fa_default_host(), message);
+  check_compilations(begun + 1);
   exit(0);
 }
 
-/* The child of a process that builds has no such threads. It builds for itself, and its exit() waits for nobody. */
+/* The child of a process that builds has no such threads. It builds for itself, and waits for nobody else's. */
 static void in_grandchild(void *unused) {
   (void)unused;
   char message[FA_MESSAGE_SIZE];
@@ -175,6 +185,7 @@ static void in_grandchild(void *unused) {
   self.call.device_type = FA_DEVICE_CUDA;
   self.call.backward_follows = true;
   fa_execute(&self.call, fa_default_host(), message);
+  fa_stop_building();
   exit(0);
 }
 static void in_child_forks(void *unused) {
@@ -184,6 +195,7 @@ static void in_child_forks(void *unused) {
   call(true, message);
   IN_CHILD(in_grandchild, NULL);
   check_compilations(6);
+  fa_stop_building();
   exit(0);
 }
 
