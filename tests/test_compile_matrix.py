@@ -178,6 +178,18 @@ def test_deterministic_backward(head_dim: int) -> None:
     check(("backward", "bf16", head_dim, causal, "sm_90", "", True) for causal in (False, True))
 
 
+@pytest.mark.parametrize(("minor", "vectors", "scalars"), [(0, 0, 4), (1, 1, 0)])
+def test_vector_reduction_needs_cuda_12_1(minor: int, vectors: int, scalars: int) -> None:
+    """An older NVRTC's assembler does not know red.v4.f32: dQ's four neighbours are added one by one there."""
+    version = "#undef __CUDACC_VER_MAJOR__\n#undef __CUDACC_VER_MINOR__\n"
+    version += f"#define __CUDACC_VER_MAJOR__ 12\n#define __CUDACC_VER_MINOR__ {minor}\n"
+    text = _native.expand("cuda/ptx.h", {"dtype_16": "bf16", "op": "backward", "vector_reduce": 1})
+    text += 'extern "C" __global__ void add(float *to, float x) { reduce_add_4(to, x, 1, 2, 3); }\n'
+    ptx = _native.compile_source("cuda:sm_990", version + text).image  # newer than all: PTX
+    assert ptx.count(b"red.relaxed.gpu.global.add.v4.f32") == vectors
+    assert ptx.count(b"red.relaxed.gpu.global.add.f32") == scalars
+
+
 @pytest.mark.parametrize("architecture", [*MAIN, HOPPER, *OTHERS])
 def test_every_config_fits(architecture: str) -> None:
     """Shared memory of every config is within the device's, and every problem has a config."""

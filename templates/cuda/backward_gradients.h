@@ -73,7 +73,10 @@ template <int UNITS, int DIM, int PITCH>
 static __device__ __forceinline__ void add_gradient(float (&gradient)[2 * UNITS][4], const float (&left)[M_PART / 8][4],
                                                     const half_bits *left_tile, const half_bits *rows, float factor)
 {
-  int lane = threadIdx.x % 32, group = threadIdx.x / 32 / D_SPLITS, first_unit = threadIdx.x / 32 % D_SPLITS * UNITS;
+  int lane = threadIdx.x % 32, first_unit = threadIdx.x / 32 % D_SPLITS * UNITS;
+//% if d_splits > 1
+  int group = threadIdx.x / 32 / D_SPLITS;
+//% end
   struct fragment a[BLOCK_M / 16];
 #pragma unroll
   for (int k = 0; k < BLOCK_M / 16; k++) {
@@ -113,7 +116,7 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[2 * UNITS]
         gradient[2 * unit + half][e] += sum[half][e] * factor;
 //% end
   }
-  (void)group, (void)left, (void)left_tile, (void)factor;
+  (void)left, (void)left_tile, (void)factor;
 }
 
 static __device__ __forceinline__ void add_grad_value(float (&gradient)[2 * UNITS_V][4], const struct scores &s,

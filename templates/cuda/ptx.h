@@ -135,12 +135,19 @@ static __device__ __forceinline__ void reduce_add(float *address, float x)
   asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(address), "f"(x) : "memory");
 }
 //%   if vector_reduce
-/* The same for four neighbours, 16-byte aligned (sm_90). */
+/* The same for four neighbours, 16-byte aligned (sm_90). One instruction takes PTX ISA 8.1, so NVRTC 12.1. */
 static __device__ __forceinline__ void reduce_add_4(float *address, float x, float y, float z, float w)
 {
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201
   asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x), "f"(y), "f"(z),
                "f"(w)
                : "memory");
+#else
+  reduce_add(address, x);
+  reduce_add(address + 1, y);
+  reduce_add(address + 2, z);
+  reduce_add(address + 3, w);
+#endif
 }
 //%   end
 //% end
