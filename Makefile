@@ -143,11 +143,15 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/c/%.o $(LIBRARY_SOURCES:%.c=$(BUILD)/obj/%.
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
-# Stands in for the CUDA driver, so that the CUDA runtime is tested where there is no GPU.
+# Stand in for the CUDA driver, so that the CUDA runtime is tested where there is no GPU, and for NVRTC.
 $(BUILD)/tests/libfake_cuda.so: $(BUILD)/obj/tests/c/fake_cuda.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -shared $^ -o $@ $(LIBS)
 $(filter $(BUILD)/tests/test_cuda%, $(TESTS:%=$(BUILD)/tests/%.passed)): $(BUILD)/tests/libfake_cuda.so
+$(BUILD)/tests/libnvrtc.so: $(BUILD)/obj/tests/c/fake_nvrtc.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -shared $^ -o $@ $(LIBS)
+$(BUILD)/tests/test_nvrtc.passed: $(BUILD)/tests/libnvrtc.so
 
 $(BUILD)/tests/%.passed: $(BUILD)/tests/%
 	$(RUNNER) $<

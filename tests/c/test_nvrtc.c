@@ -8,6 +8,8 @@
 #include "runtime/runtime.h"
 #include "tests/c/runtime_help.h"
 
+#include <dlfcn.h>
+
 /* --- architectures */
 
 static const int NVRTC_13_2[] = {75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121};
@@ -220,6 +222,45 @@ static void test_compile(void) {
     SKIP("there is no NVRTC here");
 }
 
+/* --- logs that NVRTC seldom writes, by a fake one (fake_nvrtc.c) */
+
+/* The message for this log begins, behind the command, with `shown`. */
+static void check_explained(const char **log, const char *text, const char *shown) {
+  fa_compiled compiled;
+  char message[FA_MESSAGE_SIZE] = "", expected[512];
+  *log = text;
+  CHECK_NUMBER(compile("cuda:sm_80", "void f();\n", "", &compiled, message), FA_FAILED);
+  snprintf(expected, sizeof expected, "NVRTC_ERROR_COMPILATION: %.200s\n%.200s", compiled.command, shown);
+  CHECKF(strstr(message, expected) != NULL, "'%s' is not in: %s", expected, message);
+  free(compiled.log);
+}
+
+static void in_child_explain(void *unused) {
+  (void)unused;
+  static char path[PATH_MAX];
+  ssize_t length = readlink("/proc/self/exe", path, sizeof path - 64);
+  path[length > 0 ? length : 0] = 0;
+  char *slash = strrchr(path, '/');
+  strcpy(slash ? slash + 1 : path, "libnvrtc.so"); /* beside this program */
+  void *fake = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  CHECKF(fake != NULL, "%s", path);
+  const char **log = fake ? (const char **)dlsym(fake, "fake_nvrtc_log") : NULL;
+  if (!log)
+    return;
+  static const char last[] = "nvrtc: error: cannot write a temporary file";
+  char many[4096] = "";
+  check_explained(log, "", "");
+  check_explained(log, last, last); /* the only line, and no end of line */
+  check_explained(log, "nothing to be seen", "nothing to be seen");
+  for (int i = 0; i < 40; i++)
+    fa_append(many, sizeof many, "kernel.cu(%d): warning #177-D: variable was never used\n", i);
+  fa_append(many, sizeof many, "%s", last);
+  check_explained(log, many, last); /* behind more warnings than a message has room for */
+  fa_append(many, sizeof many, "\nkernel.cu(1): more");
+  check_explained(log, many, last);
+}
+static void test_explain(void) { IN_CHILD(in_child_explain, NULL); }
+
 int main(void) {
   help_begin();
   RUN(test_choice);
@@ -227,6 +268,7 @@ int main(void) {
   RUN(test_files);
   RUN(test_damaged);
   RUN(test_compile);
+  RUN(test_explain);
   help_end();
   return check_summary();
 }
