@@ -105,6 +105,16 @@ def test_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     assert kernel.read_bytes()[:4] == b"\x7fELF"
 
 
+@pytest.mark.parametrize(
+    "target", ["sm_80a", "sm_90f", "sm_90aa", "sm_090", "sm_ 90", "sm_75", "sm_999", "sm_100a", "sm_"]
+)
+def test_an_architecture_has_one_name(target: str) -> None:
+    """Others would be kernels of their own in the cache, or fail in the compiler."""
+    allowed = "it must be cuda:sm_90a, or cuda:sm_ and a number from 80 to 199 without a suffix"
+    with pytest.raises(ValueError, match=re.escape(f"target is 'cuda:{target}'; {allowed}")):
+        _native.source(_native.problem("forward", "fp32", 64, 64, False, f"cuda:{target}"))
+
+
 MATMUL = ("--template", "cuda/matmul.cu", "--set", "dtype_16=bf16", "--set", "block_n=64", "--set", "num_stages=2")
 MATMUL += ("--set", "a_is_m_major=0", "--set", "b_is_n_major=1", "--set", "result=store")
 

@@ -54,6 +54,11 @@ static void every_suffix(fake_cuda *fake) {
   fa_family_of_tests = &family;
   (void)fake;
 }
+/* No kernel is Blackwell's alone: a suffix would only keep NVRTC from compiling for a lower minor version. */
+static void newer_for_real_kernels(fake_cuda *fake) {
+  fake->device[0].major = 10, fake->device[0].minor = 3;
+  fa_family_of_tests = NULL;
+}
 static int takes_none(const fa_problem *problem, char *message, size_t size) {
   snprintf(message, size, "target is '%s'; there is no such test kernel", problem->target);
   return -1;
@@ -72,6 +77,7 @@ static void test_describe(void) {
       {nothing, 0, FA_OK, "cuda:sm_90a"},
       {nothing, 1, FA_OK, "cuda:sm_86"},
       {newer, 0, FA_OK, "cuda:sm_131"},
+      {newer_for_real_kernels, 0, FA_OK, "cuda:sm_103"},
       {every_suffix, 0, FA_OK, "cuda:sm_90a"},
       {every_suffix, 1, FA_OK, "cuda:sm_86"},
       {no_kernels, 0, FA_UNSUPPORTED, "target is 'cuda:sm_90'; there is no such test kernel"},
