@@ -141,7 +141,9 @@ static int check_forward(const fa_problem *problem, cuda_config c, char *message
     snprintf(message, message_size, "block_n is 48; for fp32 it must be 16, 32 or 64");
     return -1;
   }
-  const int most = c.num_stages > 1 ? 176 : 200; /* a second stage needs addresses of its own */
+  /* A second stage needs addresses of its own; so do columns that a tile has and a tensor has not. */
+  const bool has_tails = problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
+  const int most = c.num_stages > 1 ? 176 : problem->dtype == FA_FP32 && has_tails ? 192 : 200;
   if (forward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
