@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from flash_attention import _native
-from gpu import driver, layouts, recorded
+from gpu import driver, layouts, recorded, sanitize
 from gpu.launch import expand
 from gpu.matmul import Call, Matmul
 
@@ -103,6 +103,21 @@ def test_layouts_hold_each_element_once(layout: layouts.Layout) -> None:
         assert len(np.unique(addresses)) == rows * 16
         assert addresses.max() < image
         assert not (addresses % 2).any()
+
+
+@pytest.mark.parametrize("cases", [sanitize.FEW, sanitize.FEW + sanitize.MORE], ids=["few", "all"])
+def test_sanitizer_runs_both_families(cases: list[sanitize.Case]) -> None:
+    """compute-sanitizer sees on an H100 every family, op and dtype that there is. On other devices all is portable."""
+    kinds = set(itertools.product(sanitize.OPS, sanitize.DTYPES))
+
+    def missing(target: str, name: str) -> set[tuple[str, str]]:
+        found = {(text.split()[0], case.dtype) for case in cases for text, f in case.problems(target) if f == name}
+        return kinds - found
+
+    assert missing("cuda:sm_90a", "hopper") == {("backward", "fp32")}
+    assert missing("cuda:sm_90a", "portable") == {("forward", "fp32")}
+    assert not missing("cuda:sm_80", "portable")
+    assert missing("cuda:sm_80", "hopper") == kinds
 
 
 def test_what_does_not_fit_is_an_error() -> None:

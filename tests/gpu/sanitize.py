@@ -3,39 +3,154 @@
     compute-sanitizer --tool memcheck python tests/gpu/sanitize.py
     compute-sanitizer --tool racecheck python tests/gpu/sanitize.py --few     (it is slow)
 
-Borders of blocks, odd head dims and strides that forbid vector loads, forward and backward.
+Borders of blocks, more blocks than stages, odd head dims, tensors that kernels copy in pieces or by TMA and such that
+they read element by element, forward and backward. On Hopper these are kernels of both families: it prints how many
+calls ran which, and fails unless those that were meant to run were compiled. With FLASH_ATTENTION_CUDA_ARCH=sm_90 all
+are portable.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-os.environ.setdefault("FLASH_ATTENTION_AUTOTUNE", "0")
+if __name__ == "__main__":  # before the library reads them
+    os.environ["FLASH_ATTENTION_AUTOTUNE"] = "0"
+    # An empty cache: what is in it afterwards was compiled for these calls.
+    folder = tempfile.TemporaryDirectory(prefix="sanitize-")
+    os.environ["FLASH_ATTENTION_CACHE_DIR"] = folder.name
 
 import torch
 
-from flash_attention import flash_attention
+from flash_attention import _native, flash_attention
+
+OPS = ("forward", "backward")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HOPPER, PORTABLE = "cuda:sm_90a", "cuda:sm_90"
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: str
+    head_dim: int
+    seqlen_q: int
+    seqlen_k: int
+    is_causal: bool = False
+    deterministic: bool = False
+    heads: tuple[int, int] = (2, 2)
+    """Of queries and of keys."""
+    dense: bool = True
+    """Contiguous; else no vector load takes the values, and keys and the gradient are views."""
+
+    def problems(self, target: str) -> Iterator[tuple[str, str]]:
+        """What forward and backward look for on a device of this target, as the cache describes it, and the family of
+        kernels that it has: "hopper" or "portable"."""
+        for op in OPS:
+            lower, own = (self.problem(op, name) for name in (PORTABLE, target))
+            # Few queries, and tensors that TMA cannot describe, are the portable kernels'.
+            too_few = self.seqlen_q <= 64
+            not_mapped = self.dtype != "fp32" and not self.dense and family(own) == "hopper"
+            deterministic = own.deterministic and self.dtype != "fp32"
+            text = (
+                f"{op} {self.dtype} head_dim={self.head_dim} head_dim_v={self.head_dim}"
+                f"{' causal' * self.is_causal}{' deterministic' * deterministic} "
+            )
+            if target == HOPPER and (too_few or not_mapped):
+                yield text + PORTABLE, family(lower)
+            else:
+                yield text + target, family(own)
+
+    def problem(self, op: str, target: str) -> _native.Problem:
+        deterministic = self.deterministic and op == "backward"
+        return _native.problem(op, self.dtype, self.head_dim, self.head_dim, self.is_causal, target, deterministic)
+
+
+def family(problem: _native.Problem) -> str:
+    return "hopper" if "Generated from templates/hopper/" in _native.source(problem)[0] else "portable"
+
+
+# Long enough for the rings of all kernels to go round: the best guesses work on up to 192 keys at a time and have room
+# for 2, or on up to 128 queries and have room for 3.
+LONG = (450, 450)
+
+FEW = [
+    # Tensors that can be mapped. On Hopper: its kernels, but backward in fp32, and where sums have a fixed order.
+    Case("fp32", 64, *LONG),
+    Case("fp32", 128, *LONG, is_causal=True),
+    Case("fp16", 64, *LONG, is_causal=True),
+    Case("fp16", 128, *LONG),
+    Case("bf16", 64, *LONG, heads=(4, 2)),
+    Case("bf16", 128, *LONG, is_causal=True),
+    Case("bf16", 64, *LONG, deterministic=True),
+    # Everywhere the portable ones: copies of 16 bytes (few queries), of 8 (a head dim of 4 x 9), and none.
+    Case("bf16", 64, 60, 300),
+    Case("fp16", 36, 200, 300, is_causal=True),
+    Case("fp32", 33, 130, 67, is_causal=True, heads=(4, 2), dense=False),
+    Case("bf16", 64, 130, 67, heads=(4, 2), dense=False),
+    Case("bf16", 33, 65, 129, deterministic=True, dense=False),
+]
+
+MORE = [
+    # More tiles than a GPU has room for: a persistent block goes from one to the next.
+    Case("fp16", 64, 450, 330, is_causal=True, heads=(80, 40)),
+]
+MORE += [
+    Case(dtype, head_dim, seqlen_q, seqlen_k, (i + j) % 2 == 0, seqlen_q == 65, (4, 2), dense)
+    for i, dtype in enumerate(DTYPES)
+    for j, head_dim in enumerate((8, 256, 128))
+    for seqlen_q, seqlen_k, dense in ((130, 67, False), (65, 129, False), (200, 330, True))
+    if dense or not (head_dim == 128 and seqlen_q == 65)
+]
+
+
+def run(case: Case, device: str) -> None:
+    """Forward and backward; what they give must be finite."""
+    (heads_q, heads_kv), dim = case.heads, case.head_dim
+    options: dict[str, Any] = {"dtype": DTYPES[case.dtype], "device": device}
+    query = torch.randn(1, heads_q, case.seqlen_q, dim, **options, requires_grad=True)
+    if case.dense:
+        key, value = (torch.randn(1, heads_kv, case.seqlen_k, dim, **options) for _ in range(2))
+        grad_output = torch.randn_like(query)
+    else:
+        key = torch.randn(1, case.seqlen_k, heads_kv, dim, **options).transpose(1, 2)
+        value = torch.randn(1, heads_kv, case.seqlen_k, dim + 1, **options)[..., 1:]
+        grad_output = torch.ones(1, **options).expand(query.shape)
+    inputs = (query, key.requires_grad_(), value.requires_grad_())
+    torch.use_deterministic_algorithms(case.deterministic)
+    output = flash_attention(*inputs, is_causal=case.is_causal, enable_gqa=heads_q != heads_kv)
+    gradients = torch.autograd.grad(output, inputs, grad_output)
+    torch.use_deterministic_algorithms(False)
+    assert all(tensor.isfinite().all() for tensor in (output, *gradients)), case
+
+
+def families(case: Case, target: str) -> dict[str, str]:
+    """The family of kernels that each op of it is computed with, which must be in the cache."""
+    compiled = [entry.text for entry in _native.cache_entries() if entry.kind == "kernel"]
+    problems = dict(zip(OPS, case.problems(target), strict=True))
+    for text, _ in problems.values():
+        assert any(entry.startswith(f"problem={text};") for entry in compiled), f"no kernel was made for {text}"
+    return {op: name for op, (_, name) in problems.items()}
 
 
 def main() -> None:
-    count = 0
-    head_dims = (33, 64) if "--few" in sys.argv else (8, 33, 64, 128, 256)
-    dtypes = (torch.float32, torch.bfloat16) if "--few" in sys.argv else (torch.float32, torch.float16, torch.bfloat16)
-    for dtype, head_dim, is_causal in itertools.product(dtypes, head_dims, (False, True)):
-        for seqlen_q, seqlen_k, deterministic in ((130, 67, False), (65, 129, True)):
-            torch.use_deterministic_algorithms(deterministic)
-            query = torch.randn(1, 4, seqlen_q, head_dim, dtype=dtype, device="cuda", requires_grad=True)
-            # Keys in a transposed view, values with a stride that no vector load takes.
-            key = torch.randn(1, seqlen_k, 2, head_dim, dtype=dtype, device="cuda").transpose(1, 2).requires_grad_()
-            value = torch.randn(1, 2, seqlen_k, head_dim + 1, dtype=dtype, device="cuda")[..., 1:].requires_grad_()
-            output = flash_attention(query, key, value, is_causal=is_causal, enable_gqa=True)
-            gradients = torch.autograd.grad(output.sum(), (query, key, value))
-            assert all(tensor.isfinite().all() for tensor in (output, *gradients))
-            count += 1
+    target = _native.device_target("cuda")
+    cases = FEW if "--few" in sys.argv else FEW + MORE
+    calls: Counter[tuple[str, str, str]] = Counter()
+    for case in cases:
+        run(case, "cuda")
+        calls.update((op, case.dtype, family) for op, family in families(case, target).items())
     torch.cuda.synchronize()
-    print(f"{count} calls, forward and backward")
+    if target == HOPPER:
+        missing = [(op, dtype) for op in OPS for dtype in DTYPES if not calls[op, dtype, "hopper"]]
+        assert missing == [("backward", "fp32")], f"no kernels of Hopper for {missing}"
+    print(f"{len(cases)} calls, forward and backward, on {target}")
+    for (op, dtype, family), count in sorted(calls.items()):
+        print(f"{op:8} {dtype} {family:8} {count}")
 
 
 if __name__ == "__main__":
