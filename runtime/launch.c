@@ -44,18 +44,39 @@ double fa_flops(const fa_problem *problem, const fa_shape *shape) {
   return pairs * dims * (problem->op == FA_FORWARD ? 2 : 5) * (problem->is_causal ? 0.5 : 1);
 }
 
+/* The stride of a dimension of size 1 means nothing, and PyTorch leaves it open: it must not look like one that forbids
+ * to copy several elements at once. */
+static struct fa_tensor without_idle_strides(struct fa_tensor tensor, const fa_shape *shape, int64_t heads,
+                                             int64_t rows, int cols) {
+  tensor.stride_batch = shape->batch == 1 ? 0 : tensor.stride_batch;
+  tensor.stride_head = heads == 1 ? 0 : tensor.stride_head;
+  tensor.stride_row = rows == 1 ? 0 : tensor.stride_row;
+  tensor.stride_col = cols == 1 ? 1 : tensor.stride_col;
+  return tensor;
+}
+
+static struct fa_tensor of_queries(struct fa_tensor tensor, const fa_shape *shape, int cols) {
+  return without_idle_strides(tensor, shape, shape->heads_q, shape->seqlen_q, cols);
+}
+
+static struct fa_tensor of_keys(struct fa_tensor tensor, const fa_shape *shape, int cols) {
+  return without_idle_strides(tensor, shape, shape->heads_kv, shape->seqlen_k, cols);
+}
+
 fa_status fa_launch_call(const fa_ready *ready, const fa_call *call, const fa_host *host, char *message) {
   fa_plan plan;
   if (fa_plan_call(&ready->problem, &ready->config, &call->shape, &plan) != 0)
     return fa_fail(FA_FAILED, message, "no plan for a call of kernel %s", ready->kernel_hex);
-  struct fa_params params = {.query = call->query,
-                             .key = call->key,
-                             .value = call->value,
-                             .output = call->output,
-                             .grad_output = call->grad_output,
-                             .grad_query = call->grad_query,
-                             .grad_key = call->grad_key,
-                             .grad_value = call->grad_value,
+  const fa_shape *shape = &call->shape;
+  const int dim = call->head_dim, dim_v = call->head_dim_v;
+  struct fa_params params = {.query = of_queries(call->query, shape, dim),
+                             .key = of_keys(call->key, shape, dim),
+                             .value = of_keys(call->value, shape, dim_v),
+                             .output = of_queries(call->output, shape, dim_v),
+                             .grad_output = of_queries(call->grad_output, shape, dim_v),
+                             .grad_query = of_queries(call->grad_query, shape, dim),
+                             .grad_key = of_keys(call->grad_key, shape, dim),
+                             .grad_value = of_keys(call->grad_value, shape, dim_v),
                              .lse = call->lse,
                              .batch = call->shape.batch,
                              .heads_q = call->shape.heads_q,

@@ -397,6 +397,30 @@ static void in_child_best_guess(void *unused) {
   CHECK_NUMBER(fake->loads, 1);
 }
 
+/* Strides of dimensions of size 1 are not the kernel's to see: an odd one would forbid copies of several elements. */
+static struct fa_params seen;
+static void look(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  compute(name, p, grid, block);
+  seen = *p;
+}
+static void in_child_idle_strides(void *unused) {
+  (void)unused;
+  setenv("FLASH_ATTENTION_AUTOTUNE", "0", 1);
+  begin();
+  fake->run = look;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  self.call.query.stride_batch = 3, self.call.value.stride_batch = -5;
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  CHECKF(help_error(&self) < 1e-5, "error %g", help_error(&self));
+  CHECK_NUMBER(seen.query.stride_batch, 0);
+  CHECK_NUMBER(seen.value.stride_batch, 0);
+  CHECK_NUMBER(seen.query.stride_row, self.call.query.stride_row);
+  CHECK_NUMBER(seen.value.stride_head, self.call.value.stride_head);
+}
+
 static void test_tuning(void) {
   help_new_cache("tuning");
   IN_CHILD(in_child_tunes, NULL);
@@ -425,6 +449,7 @@ static void test_tuning(void) {
   IN_CHILD(in_child_no_events, NULL);
   help_new_cache("guess");
   IN_CHILD(in_child_best_guess, NULL);
+  IN_CHILD(in_child_idle_strides, NULL);
 }
 
 /* --- capture */
