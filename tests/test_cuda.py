@@ -188,26 +188,39 @@ def test_other_shapes_in_a_capture() -> None:
     close(output, sdpa(*qkv))
 
 
-def test_first_call_while_another_thread_captures() -> None:
-    qkv, others = make(64), make(92)
+@pytest.mark.parametrize(("mode", "head_dim"), [("thread_local", 92), ("global", 68)])
+def test_first_call_while_another_thread_captures(mode: str, head_dim: int) -> None:
+    """Neither disturbs the other. In the mode "global", PyTorch's default, CUDA lets no thread load a module unless it
+    asks for that."""
+    qkv, others = make(64), make(head_dim)
     flash_attention(*qkv)
-    results: list[torch.Tensor] = []
+    stream, results, errors = torch.cuda.Stream(), [], []
+    with torch.cuda.stream(stream):
+        # Holds 2 MB of that stream's, which the output has room in: PyTorch may not ask for memory in the capture.
+        anchor = torch.zeros(1, device="cuda")
 
     def first_call() -> None:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            results.append(flash_attention(*others))
+        try:
+            with torch.cuda.stream(stream):
+                results.append(flash_attention(*others))
+        except Exception as error:
+            errors.append(error)
 
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    loaded = _native.statistics()["kernels_loaded"]
+    with torch.cuda.graph(graph, capture_error_mode=mode):
         output = flash_attention(*qkv)
         thread = threading.Thread(target=first_call)
         thread.start()
         thread.join()
+    assert not errors
+    assert _native.statistics()["kernels_loaded"] > loaded, "it was no first call"
     graph.replay()
     torch.cuda.synchronize()
     close(output, sdpa(*qkv))
     close(results[0], sdpa(*others))
+    del anchor
 
 
 def test_other_device_than_the_current_one() -> None:
