@@ -92,11 +92,11 @@ begin_queries(const __grid_constant__ struct fa_params params)
 //% end
 //% if dtype == "fp32"
   __shared__ u32 largest[2][BEGIN_THREADS / 32];
-  float query_factor = split_tile<BEGIN_THREADS, BLOCK_M, HEAD_DIM, DIM_QK>(
+  float query_factor = split_tile<BEGIN_THREADS, BLOCK_M, HEAD_DIM, DIM_QK, MOST_OF_SCORES>(
       w.queries + (long long)block * (2 * BLOCK_M * DIM_QK),
       (const float *)params.query.data + head_offset(params.query, batch, head, first), params.query,
       (int)params.seqlen_q - first, largest[0]);
-  float grad_factor = split_tile<BEGIN_THREADS, BLOCK_M, HEAD_DIM_V, DIM_V>(
+  float grad_factor = split_tile<BEGIN_THREADS, BLOCK_M, HEAD_DIM_V, DIM_V, MOST_OF_VALUES>(
       w.grad_outputs + (long long)block * (2 * BLOCK_M * DIM_V),
       (const float *)params.grad_output.data + head_offset(params.grad_output, batch, head, first), params.grad_output,
       (int)params.seqlen_q - first, largest[1]);

@@ -34,7 +34,7 @@ static __device__ __forceinline__ void share_scores(struct scores &s, const stru
     largest = other > largest ? other : largest;
   }
 //%   end
-  int exponent = scale_exponent(largest);
+  int exponent = scale_exponent(largest, MOST_OF_D_SCORES);
   float scale = power_of_two(exponent);
   if (lane == 0 && warp % D_SPLITS == 0)
     tiles.d_score_factors[group] = power_of_two(-exponent);

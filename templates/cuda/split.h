@@ -11,12 +11,28 @@ static __device__ __forceinline__ float power_of_two(int exponent) { return __ui
 
 static __device__ __forceinline__ float inverse_power(float power) { return __uint_as_float(0x7f000000u - __float_as_uint(power)); }
 
-/* The k for values whose largest finite magnitude has these bits. It stays where 2^k and 2^-k are floats and where
- * the product of two such factors is one. */
-static __device__ __forceinline__ int scale_exponent(u32 largest_bits)
+/* The most that k may be, so that a product of factors 2^-k is a float, which may be as small as 2^-149: of Q and K, of
+//% if op == "forward"
+ * V and OUTPUT_UNIT / WEIGHT_UNIT. What is smaller yet keeps fewer bits.
+//% else
+ * dO and V, of d_scores and Q or K. What is smaller yet keeps fewer bits.
+//% end
+ */
+enum {
+  MOST_OF_SCORES = 60,
+//% if op == "forward"
+  MOST_OF_VALUES = 106
+//% else
+  MOST_OF_VALUES = 74,
+  MOST_OF_D_SCORES = 88
+//% end
+};
+
+/* The k, up to `most`, for values whose largest finite magnitude has these bits. */
+static __device__ __forceinline__ int scale_exponent(u32 largest_bits, int most)
 {
   int k = 14 + 127 - (int)(largest_bits >> 23);
-  return k > 60 ? 60 : k;
+  return k > most ? most : k;
 }
 
 /* The bits of |x|, as integers ordered like the magnitudes; 0 for infinities and NaN. */

@@ -40,10 +40,10 @@ split_keys(const __grid_constant__ struct fa_params params)
   int rows = (int)params.seqlen_k - first;
 //% end
   struct split_tiles tiles = find_split_tiles(params, batch, kv_head);
-  float key_factor = split_tile<SPLIT_THREADS, BLOCK_N, HEAD_DIM, DIM_QK>(
+  float key_factor = split_tile<SPLIT_THREADS, BLOCK_N, HEAD_DIM, DIM_QK, MOST_OF_SCORES>(
       tiles.keys + (long long)block * (2 * BLOCK_N * DIM_QK),
       (const float *)params.key.data + head_offset(params.key, batch, kv_head, first), params.key, rows, largest[0]);
-  float value_factor = split_tile<SPLIT_THREADS, BLOCK_N, HEAD_DIM_V, DIM_V>(
+  float value_factor = split_tile<SPLIT_THREADS, BLOCK_N, HEAD_DIM_V, DIM_V, MOST_OF_VALUES>(
       tiles.values + (long long)block * (2 * BLOCK_N * DIM_V),
       (const float *)params.value.data + head_offset(params.value, batch, kv_head, first), params.value, rows,
       largest[1]);

@@ -28,7 +28,7 @@ static __device__ __forceinline__ void load_queries(half_bits *tile, const struc
         u32 magnitude = finite_magnitude(x[i][j]);
         largest = magnitude > largest ? magnitude : largest;
       }
-    int k = scale_exponent(__reduce_max_sync(0xffffffffu, largest));
+    int k = scale_exponent(__reduce_max_sync(0xffffffffu, largest), MOST_OF_SCORES);
     float scale = power_of_two(k) * sign;
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {

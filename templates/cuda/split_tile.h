@@ -1,7 +1,7 @@
 /* Tiles of fp16 parts in global memory: made by a first phase from the caller's fp32, copied by the next. */
 
 /* `rows` rows of HEAD elements, zeros up to ROWS x DIM, to `tile`: all high parts, then the low ones, with one scale 2^k. Returns 2^-k. */
-template <int NUM_THREADS, int ROWS, int HEAD, int DIM>
+template <int NUM_THREADS, int ROWS, int HEAD, int DIM, int MOST>
 static __device__ __forceinline__ float split_tile(half_bits *tile, const float *from, const struct fa_tensor &tensor,
                                                    int rows, u32 *shared_largest)
 {
@@ -26,7 +26,7 @@ static __device__ __forceinline__ float split_tile(half_bits *tile, const float 
 #pragma unroll
   for (int warp = 0; warp < NUM_THREADS / 32; warp++)
     largest = shared_largest[warp] > largest ? shared_largest[warp] : largest;
-  int k = scale_exponent(largest);
+  int k = scale_exponent(largest, MOST);
   float scale = power_of_two(k);
 #pragma unroll
   for (int i = 0; i < PAIRS; i++) {

@@ -81,7 +81,7 @@ static __device__ __forceinline__ void store_row(char *tile, const float (&x)[CH
 
 /* BLOCK_N rows, of which the first `rows` are there, with one scale. Returns what undoes it. Warps take rows in turn,
  * and keep them in registers until the largest magnitude is known. */
-template <int HEAD, int WIDTH, int CHUNKS>
+template <int HEAD, int WIDTH, int CHUNKS, int MOST>
 static __device__ __forceinline__ float split_keys(char *tile, const float *from, const struct fa_tensor &tensor,
                                                    int rows, u32 *largest_of_warp)
 {
@@ -103,7 +103,7 @@ static __device__ __forceinline__ float split_keys(char *tile, const float *from
 #pragma unroll
   for (int i = 0; i < WARPS; i++)
     largest = max(largest, largest_of_warp[i]);
-  int k = scale_exponent(largest);
+  int k = scale_exponent(largest, MOST);
 #pragma unroll
   for (int i = 0; i < OWN; i++)
     if (BLOCK_N % WARPS == 0 || i * WARPS + warp < BLOCK_N)
@@ -122,7 +122,7 @@ static __device__ __forceinline__ void split_queries(char *tile, float *factors,
   for (int row = threadIdx.x / 32; row < BLOCK_M; row += SPLIT_THREADS / 32) {
     float x[CHUNKS_QK][2];
     load_row<HEAD_DIM, 64>(x, from + row * params.query.stride_row, params.query, row < rows, pairs);
-    int k = scale_exponent(__reduce_max_sync(0xffffffffu, largest_magnitude(x)));
+    int k = scale_exponent(__reduce_max_sync(0xffffffffu, largest_magnitude(x)), MOST_OF_SCORES);
     store_row<BLOCK_M>(tile, x, row, power_of_two(k) * sign);
     if (threadIdx.x % 32 == 0)
       factors[row] = power_of_two(-k);
@@ -164,11 +164,11 @@ split_operands(const __grid_constant__ struct fa_params params)
   const float *from = (const float *)tensor.data + head_offset(tensor, w.batch, w.kv_head, first);
   float factor;
   if (is_value)
-    factor = split_keys<HEAD_DIM_V, WIDTH_V, CHUNKS_V>(to.values + (long long)block * (CHUNKS_V * PANEL_BYTES), from,
-                                                       tensor, rows, largest);
+    factor = split_keys<HEAD_DIM_V, WIDTH_V, CHUNKS_V, MOST_OF_VALUES>(
+        to.values + (long long)block * (CHUNKS_V * PANEL_BYTES), from, tensor, rows, largest);
   else
-    factor = split_keys<HEAD_DIM, 64, CHUNKS_QK>(to.keys + (long long)block * (CHUNKS_QK * PANEL_BYTES), from, tensor,
-                                                 rows, largest);
+    factor = split_keys<HEAD_DIM, 64, CHUNKS_QK, MOST_OF_SCORES>(
+        to.keys + (long long)block * (CHUNKS_QK * PANEL_BYTES), from, tensor, rows, largest);
   if (threadIdx.x == 0)
     (is_value ? to.key_factors[block].y : to.key_factors[block].x) = factor;
 }

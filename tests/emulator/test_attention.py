@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 
 from emulator import attention, build
 from emulator.attention import Case, emulate
 from emulator.machine import EmulatorError, Settings
+from reference import assert_accurate, reference, run, sdpa
 
 SETTINGS = Settings(timing="late", exp2_error=2)
 
@@ -23,9 +25,34 @@ def test_ordered_sums_do_not_depend_on_order() -> None:
     """Deterministic backward, and forward: the same bits however blocks and warps are scheduled."""
     case = Case("backward", "fp16", 32, seqlen_q=150, heads_q=2, heads_kv=1, causal=True, deterministic=True)
     runs = [emulate(replace(case, settings=Settings(seed, resident=1 + 3 * seed))) for seed in range(3)]
-    for run in runs[1:]:
-        for name, tensor in run.items():
+    for other in runs[1:]:
+        for name, tensor in other.items():
             assert tensor.equal(runs[0][name]), name
+
+
+# Of value and of grad_output. The output alone holds smaller ones.
+TINY = [(1e-20, 1.0, True), (1.0, 1e-20, True), (1e-30, 1.0, False)]
+
+
+@pytest.mark.parametrize(("of_value", "of_grad", "backward"), TINY)
+@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90a"])
+def test_tiny_fp32_is_no_less_exact(target: str, of_value: float, of_grad: float, backward: bool) -> None:
+    """Parts of fp16 hold them, scaled, and the product of what undoes two scales is a float."""
+    torch.manual_seed(0)
+    query, key, value, grad_output = (torch.randn(1, 1, 40, 32) for _ in range(4))
+    given = {"query": query, "key": key, "value": value * of_value}
+    tensors = [*given.values(), grad_output * of_grad]
+    case = Case("forward", "fp32", 32, heads_q=1, seqlen_q=40, target=target).filled()
+    output, lse = torch.zeros(1, 1, 40, 32), torch.zeros(80)
+    attention.run_given(case, "forward", given, {"output": output, "lse": lse})
+    results = [output]
+    if backward:
+        gradients = {f"grad_{name}": torch.zeros(1, 1, 40, 32) for name in given}
+        given |= {"output": output, "grad_output": tensors[-1], "lse": lse}
+        attention.run_given(replace(case, op="backward"), "backward", given, gradients)
+        results += gradients.values()
+    peer = run(sdpa, *tensors)
+    assert_accurate((*results, *peer[len(results) :]), reference(*tensors), peer)
 
 
 SMALL = "block_m={},block_n=32,num_warps=4,num_stages=2"
