@@ -19,7 +19,8 @@ typedef struct fa_family {
   /* Template of an op, relative to the template directory: "cpu/forward.c". */
   const char *(*template_name)(const fa_problem *problem);
   int (*check_problem)(const fa_problem *problem, char *message, size_t message_size);
-  bool needs_tensor_maps; /* its kernels read their tensors by TMA */
+  /* Optional: do this problem's kernels read their tensors by TMA? NULL: none does. */
+  bool (*needs_tensor_maps)(const fa_problem *problem);
   /* Optional: which of the switches above make another kernel of this problem; NULL: none. The others are
    * taken back before a problem is looked up, tuned or rendered (fa_problem_normalize). */
   unsigned (*variants)(const fa_problem *problem);

@@ -1,7 +1,8 @@
 /*
  * The Hopper family: wgmma, TMA and warp specialisation, for sm_90a. So far both passes at 16 bits, for head dims that
- * TMA can copy rows of; backward up to 128, and where no fixed order of sums is asked for. What it does not own, on
- * that target too, is the portable family's.
+ * TMA can copy rows of; backward up to 128, and where no fixed order of sums is asked for. Forward in fp32 too, of any
+ * head dim, where lower precision is allowed: one product of operands that a first phase rounds to 16 bits. What it
+ * does not own, on that target too, is the portable family's.
  *
  * A config is
  *   block_m      queries of a block of threads; in forward 64 for each warpgroup that computes
@@ -20,7 +21,7 @@ enum {
   ROW_BYTES = 128,           /* of a row of a chunk of 64 columns */
   BARRIER_BYTES = 8,
   STATS_BYTES = 16,   /* of a query row: struct row_stats of templates/cuda/workspace.h */
-  EDGE_THREADS = 256, /* of a block of backward's first and last phase */
+  EDGE_THREADS = 256, /* of a block of the phases before and after the main one */
 };
 
 typedef struct hopper_config {
@@ -50,16 +51,20 @@ static int count_consumers(const fa_problem *problem, hopper_config c) {
 static int chunks_qk(const fa_problem *problem) { return ceil_div(problem->head_dim, 64); }
 static int chunks_v(const fa_problem *problem) { return ceil_div(problem->head_dim_v, 64); }
 
+/* One product in fp32: K and V come from the workspace without tensor maps, and consumers round Q for themselves. */
+static bool rounds_inputs(const fa_problem *problem) { return problem->dtype == FA_FP32; }
+
 /* As templates/hopper/forward_shared.h lays it out. */
 static int forward_shared_with(const fa_problem *problem, hopper_config c, int query_stages) {
   int rows = query_stages * chunks_qk(problem) * c.block_m +
              c.num_stages * c.block_n * (chunks_qk(problem) + chunks_v(problem));
-  return rows * ROW_BYTES + (2 * query_stages + 4 * c.num_stages) * BARRIER_BYTES;
+  int query_barriers = rounds_inputs(problem) ? 0 : 2 * query_stages;
+  return rows * ROW_BYTES + (query_barriers + 4 * c.num_stages) * BARRIER_BYTES;
 }
 
 /* A second tile of queries is loaded while the first is worked on, where there is room and a next one. */
 static int query_stages(const fa_problem *problem, hopper_config c) {
-  return c.persistent && forward_shared_with(problem, c, 2) <= SHARED_LIMIT ? 2 : 1;
+  return c.persistent && !rounds_inputs(problem) && forward_shared_with(problem, c, 2) <= SHARED_LIMIT ? 2 : 1;
 }
 
 /* As templates/hopper/backward_shared.h lays it out. */
@@ -97,9 +102,15 @@ static bool owns_backward(const fa_problem *problem) {
 }
 
 static bool owns(const fa_problem *problem) {
-  return strcmp(problem->target, "cuda:sm_90a") == 0 && problem->dtype != FA_FP32 && problem->head_dim % 8 == 0 &&
-         problem->head_dim_v % 8 == 0 && (problem->op == FA_FORWARD || owns_backward(problem));
+  if (strcmp(problem->target, "cuda:sm_90a") != 0)
+    return false;
+  if (problem->dtype == FA_FP32)
+    return problem->op == FA_FORWARD && problem->precision == FA_PRECISION_REDUCED;
+  return problem->head_dim % 8 == 0 && problem->head_dim_v % 8 == 0 &&
+         (problem->op == FA_FORWARD || owns_backward(problem));
 }
+
+static bool needs_tensor_maps(const fa_problem *problem) { return !rounds_inputs(problem); }
 
 static const char *template_name(const fa_problem *problem) {
   return problem->op == FA_FORWARD ? "hopper/forward.cu" : "hopper/backward.cu";
@@ -202,10 +213,14 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
   snprintf(kernel->compile_options, sizeof kernel->compile_options, "--std=c++17");
   if (backward)
     set_phase(kernel, "begin_queries", EDGE_THREADS, 0, false);
+  if (rounds_inputs(problem))
+    set_phase(kernel, "split_operands", EDGE_THREADS, 0, false);
   set_phase(kernel, backward ? "backward" : "forward", 128 * (count_consumers(problem, c) + 1),
             shared_bytes(problem, c), c.persistent != 0);
   if (backward)
     set_phase(kernel, "end_queries", EDGE_THREADS, 0, false);
+  if (!needs_tensor_maps(problem))
+    return;
   kernel->num_maps = backward ? 4 : 3;
   kernel->map[0] = (fa_tensor_map){FA_MAP_QUERY, problem->head_dim, c.block_m};
   kernel->map[1] = (fa_tensor_map){FA_MAP_KEY, problem->head_dim, c.block_n};
@@ -227,6 +242,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "dq_n", dq_by_columns(c) ? 64 : round_up(problem->head_dim, 8)) |
          fa_constants_offer_int(constants, "begin_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "end_threads", EDGE_THREADS) |
+         fa_constants_offer_int(constants, "split_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "persistent", c.persistent) |
          fa_constants_offer_int(constants, "shared_bytes", shared_bytes(problem, c));
 }
@@ -234,11 +250,17 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
 static void plan(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan) {
   hopper_config c = read_config(config);
   const int64_t query_tiles = shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, c.block_m);
+  const int64_t key_tiles = shape->batch * shape->heads_kv * ceil_div64(shape->seqlen_k, c.block_n);
   plan->num_splits = 1;
+  if (rounds_inputs(problem)) { /* the workspace is as templates/hopper/forward_fp32_split.h lays it out */
+    plan->grid[plan->num_phases++] = 2 * key_tiles;
+    plan->workspace_bytes =
+        (size_t)(key_tiles * (c.block_n * (chunks_qk(problem) + chunks_v(problem)) * ROW_BYTES + 8));
+  }
   plan->grid[plan->num_phases++] = query_tiles;
   if (problem->op == FA_FORWARD)
     return;
-  plan->grid[plan->num_phases++] = shape->batch * shape->heads_kv * ceil_div64(shape->seqlen_k, c.block_n);
+  plan->grid[plan->num_phases++] = key_tiles;
   plan->grid[plan->num_phases++] = query_tiles;
   /* As templates/cuda/workspace.h lays it out; nobody waits for turns. */
   plan->workspace_bytes =
@@ -246,13 +268,13 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
 }
 
 static unsigned variants(const fa_problem *problem) {
-  return problem->op == FA_BACKWARD ? FA_VARIANT_DETERMINISTIC : 0;
+  return problem->op == FA_BACKWARD ? FA_VARIANT_DETERMINISTIC : rounds_inputs(problem) ? FA_VARIANT_REDUCED : 0;
 }
 
 const fa_family fa_family_hopper = {
     .name = "hopper",
     .owns = owns,
-    .needs_tensor_maps = true,
+    .needs_tensor_maps = needs_tensor_maps,
     .template_name = template_name,
     .check_problem = check_problem,
     .variants = variants,

@@ -81,7 +81,7 @@ void fa_problem_normalize(fa_problem *problem) {
 
 bool fa_needs_tensor_maps(const fa_problem *problem) {
   const fa_family *family = find_family(problem);
-  return family && family->needs_tensor_maps;
+  return family && family->needs_tensor_maps && family->needs_tensor_maps(problem);
 }
 
 int fa_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs, char *message,

@@ -15,8 +15,9 @@ typedef enum fa_op { FA_FORWARD = 0, FA_BACKWARD = 1 } fa_op;
 
 typedef enum fa_dtype { FA_FP32 = 0, FA_FP16 = 1, FA_BF16 = 2 } fa_dtype;
 
-/* How exactly fp32 is computed. REDUCED is what the user allows with
- * torch.set_float32_matmul_precision("high"); it means nothing for 16-bit types. */
+/* How exactly fp32 is computed. REDUCED, no less exactly than TF32 does, is what the user allows with
+ * torch.set_float32_matmul_precision("high"); it means nothing for 16-bit types, and nothing where a family has no such
+ * kernel. */
 typedef enum fa_precision { FA_PRECISION_FULL = 0, FA_PRECISION_REDUCED = 1 } fa_precision;
 
 enum { FA_MAX_HEAD_DIM = 256, FA_TARGET_LENGTH = 32, FA_MAX_CONFIG_ITEMS = 16 };

@@ -23,7 +23,8 @@ static const double TUNING_LOCK_SECONDS = 120;
 static fa_problem problem_of(const fa_call *call, const fa_device *device) {
   fa_problem problem = {.op = call->op,
                         .dtype = call->dtype,
-                        .precision = call->precision,
+                        /* Backward takes the statistics of rows for exact: it computes scores by three products. */
+                        .precision = call->lse ? FA_PRECISION_FULL : call->precision,
                         .head_dim = call->head_dim,
                         .head_dim_v = call->head_dim_v,
                         .is_causal = call->is_causal,
@@ -97,6 +98,7 @@ static fa_status from_record(const fa_device *device, const fa_problem *problem,
   if (!fa_record_get(key, &record))
     return FA_FAILED;
   memcpy(lowered.target, record.target, sizeof lowered.target);
+  fa_problem_normalize(&lowered);
   if (fa_config_parse(&lowered, record.config, &config, message, FA_MESSAGE_SIZE) != 0)
     return FA_FAILED;
   *ready = fa_find_loaded(device, record.kernel_hex);
@@ -166,8 +168,9 @@ static void tune_arguments(const fa_problem *problem, const fa_shape *shape, cha
     fa_append(text, size, " --heads-kv %lld", (long long)shape->heads_kv);
   if (shape->seqlen_k != shape->seqlen_q)
     fa_append(text, size, " --seqlen-k %lld", (long long)shape->seqlen_k);
-  fa_append(text, size, "%s%s", problem->is_causal ? " --causal" : "",
-            problem->deterministic ? " --deterministic" : "");
+  fa_append(text, size, "%s%s%s", problem->is_causal ? " --causal" : "",
+            problem->deterministic ? " --deterministic" : "",
+            problem->precision == FA_PRECISION_REDUCED ? " --precision reduced" : "");
 }
 
 /* The record of the best search that was made, or an error that says how to come by one. */
@@ -249,8 +252,10 @@ static fa_status make_ready(const fa_device *device, const fa_problem *problem, 
   if (status != FA_OK)
     return status;
   fa_problem chosen = *problem;
-  if (device->ops->choose_target)
+  if (device->ops->choose_target) {
     device->ops->choose_target(bucket, chosen.target);
+    fa_problem_normalize(&chosen);
+  }
   if (call->backward_follows && call->op == FA_FORWARD)
     look_ahead(device, &chosen, bucket, call->deterministic);
   status = resolve(device, &chosen, bucket, &call->shape, host, call->stream, ready, message);

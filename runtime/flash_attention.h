@@ -36,7 +36,7 @@ typedef enum fa_device_type { FA_DEVICE_CPU = 0, FA_DEVICE_CUDA = 1 } fa_device_
 typedef struct fa_call {
   fa_op op;
   fa_dtype dtype;
-  fa_precision precision;
+  fa_precision precision; /* REDUCED: where there is such a kernel, and lse is NULL */
   bool is_causal;
   bool deterministic;    /* the same call must give the same bits, even if that is slower; CPU kernels always do */
   bool backward_follows; /* forward: its gradients are wanted. What backward needs may be compiled meanwhile */

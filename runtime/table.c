@@ -72,11 +72,12 @@ const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) 
   return found;
 }
 
-/* `b` as a call has it. The kernel's own target may be a lower one, but not the device's where the call's is lower. */
+/* `b` as a call has it. The kernel's own target may be a lower one, but not the device's where the call's is lower. It
+ * may be more precise than the call asks for. */
 static bool same_problem(const fa_device *device, const fa_problem *a, const fa_problem *b) {
   if (strcmp(a->target, device->target) == 0 && strcmp(b->target, device->target) != 0)
     return false;
-  return a->op == b->op && a->dtype == b->dtype && a->precision == b->precision && a->head_dim == b->head_dim &&
+  return a->op == b->op && a->dtype == b->dtype && a->precision <= b->precision && a->head_dim == b->head_dim &&
          a->head_dim_v == b->head_dim_v && a->is_causal == b->is_causal && a->deterministic == b->deterministic;
 }
 

@@ -48,9 +48,10 @@ static void choose_target(const fa_shape *bucket, char target[FA_TARGET_LENGTH])
 /* Large enough that a bucket is timed as it is up to 16384 tokens of 2048 columns, forward at 16 bits: there 5 ms of a
  * kernel that is good for its device, and less for most others. */
 static void limit_trial(const fa_device *device, const fa_problem *problem, fa_trial_limits *limits) {
-  /* 20e9 operations of an SM's tensor cores are 4 ms on an H100. fp32 takes three products for one; backward has 2.5
-   * times as many operations and more candidates that are slow. */
-  limits->flops = (problem->dtype == FA_FP32 ? 9e9 : problem->op == FA_BACKWARD ? 40e9 : 20e9) * device->processors;
+  /* 20e9 operations of an SM's tensor cores are 4 ms on an H100. fp32 takes three products for one where it is full;
+   * backward has 2.5 times as many operations and more candidates that are slow. */
+  const bool full = problem->dtype == FA_FP32 && problem->precision == FA_PRECISION_FULL;
+  limits->flops = (full ? 9e9 : problem->op == FA_BACKWARD ? 40e9 : 20e9) * device->processors;
   /* 128 MB: more than the caches. Forward takes four such tensors, backward eight. */
   limits->elements = (int64_t)(128 << 20) / (int64_t)fa_dtype_size(problem->dtype);
   limits->heads = device->processors;

@@ -76,6 +76,7 @@ static fa_status build_candidates(search *s, char *message) {
     if (!s->device->ops->lower_target(s->problem.target, lower))
       return FA_NO_COMPILER;
     memcpy(s->problem.target, lower, sizeof lower);
+    fa_problem_normalize(&s->problem);
   }
 }
 

@@ -1,21 +1,23 @@
 /* The block's results to the caller's tensors: output, and what backward needs to know of each row. */
 //% include "cuda/store.h"
 
+//% if precision == "full"
 /* Largest score and sum of weights, so that a weight is exp2((score - largest) * factor) / sum. */
 static __device__ __forceinline__ void store_statistics(float *lse, const struct rows &rows, int m, int h)
 {
-//% if dtype == "fp32"
+//%   if dtype == "fp32"
   lse[0] = rows.max[m][h] * rows.query_factor[m][h] * MAX_UNIT;
   lse[1] = rows.sum[m][h];
-//% else
+//%   else
   /* Weights were exp2(score * factor - origin), origin being rounded; backward subtracts the maximum first. */
   float origin = __fmul_rn(rows.max[m][h], rows.factor);
   float rest = is_large(origin) ? 0.0f : fmaf(rows.max[m][h], rows.factor, -origin);
   lse[0] = rows.max[m][h];
   lse[1] = rows.sum[m][h] * exp2_approx(-rest);
-//% end
+//%   end
 }
 
+//% end
 static __device__ __forceinline__ void store_output(const struct fa_params &params, int batch, int head,
                                                     float (&output)[M_TILES][DIM_V / 8][4], const struct rows &rows)
 {
@@ -26,18 +28,24 @@ static __device__ __forceinline__ void store_output(const struct fa_params &para
     for (int h = 0; h < 2; h++) {
       int query = rows.first + 16 * m + 8 * h;
       bool present = query < (int)params.seqlen_q;
+//% if precision == "full"
       if (present && params.lse && threadIdx.x % 4 == 0)
         store_statistics(params.lse + ((batch * params.heads_q + head) * params.seqlen_q + query) * 2, rows, m, h);
       float divisor = rows.sum[m][h] * OUTPUT_UNIT;
-//% if dtype != "fp32"
+//%   if dtype != "fp32"
       float inverse = 1 / divisor;
+//%   end
+//% else
+      float inverse = 1 / (rows.sum[m][h] * WEIGHT_UNIT);
 //% end
 #pragma unroll
       for (int n = 0; n < DIM_V / 8; n++)
 #pragma unroll
         for (int e = 2 * h; e < 2 * h + 2; e++)
-//% if dtype == "fp32"
+//% if dtype == "fp32" && precision == "full"
           output[m][n][e] /= divisor;
+//% elif precision == "reduced"
+          output[m][n][e] = output[m][n][e] * inverse * rows.output_unit; /* the unit may be tiny: it comes last */
 //% else
           output[m][n][e] *= inverse;
 //% end

@@ -16,6 +16,10 @@ struct rows {
 //% if dtype == "fp32"
   float query_factor[M_TILES][2]; /* 2^-k of the row of Q; the largest score is kept in units of MAX_UNIT times it */
   float key_factor;               /* 2^-k of this block of K */
+//%   if precision == "reduced"
+  float value_factor; /* 2^-k of this block of V */
+  float output_unit;  /* the largest of them so far: sums of the output are in this unit */
+//%   end
 //% else
   u32 poisoned; /* bit 2 m + h: row [m][h] has had a score of -inf, as far as this thread knows */
 //% end
@@ -49,15 +53,17 @@ struct rows {
 static __device__ __forceinline__ float bounded(float factor) { return fminf(fmaxf(factor, 0x1p-126f), 0x1p127f); }
 
 //% else
-/* Does the rounding of a largest score times the factor count? Weights are then computed in another way. */
-static __device__ __forceinline__ bool is_large(float product) { return fabsf(product) > 0x1p21f; }
-
 /* Below every score but -inf, and even times the least factor far below: the score of a key that a row does not see. */
 #define LOWEST (-0x1.fffffep127f)
 
 //% end
+//% if dtype != "fp32" || precision == "reduced"
+/* Does the rounding of a largest score times the factor count? Weights are then computed in another way. */
+static __device__ __forceinline__ bool is_large(float product) { return fabsf(product) > 0x1p21f; }
+
+//% end
 static __device__ __forceinline__ void begin_rows(struct rows &rows, const struct fa_params &params, int first
-//% if dtype == "fp32"
+//% if dtype == "fp32" && precision == "full"
                                                   , const float *query_factors
 //% end
 )
@@ -70,12 +76,14 @@ static __device__ __forceinline__ void begin_rows(struct rows &rows, const struc
     for (int h = 0; h < 2; h++) {
       rows.max[m][h] = -INF;
       rows.sum[m][h] = 0;
-//% if dtype == "fp32"
+//% if dtype == "fp32" && precision == "full"
       rows.query_factor[m][h] = query_factors[16 * m + 8 * h];
 //% end
     }
 //% if dtype != "fp32"
   rows.poisoned = 0;
+//% elif precision == "reduced"
+  rows.output_unit = 0;
 //% end
 }
 
@@ -109,18 +117,24 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-//% if dtype != "fp32" && max_of_three
+//% if max_of_three && (dtype != "fp32" || precision == "reduced")
       /* Bits of floats are ordered as integers are: without sign upwards, with it downwards. So the largest signed one
        * is the largest score unless all are negative, and the largest unsigned one is -inf if there is one. */
       int highest = (int)0x80000000u;
+//%   if dtype != "fp32"
       u32 lowest = 0;
+//%   end
 #pragma unroll
       for (int n = 0; n < N_TILES; n++) {
         u32 x = __float_as_uint(scores[m][n][2 * h]), y = __float_as_uint(scores[m][n][2 * h + 1]);
         highest = __vimax3_s32(highest, (int)x, (int)y);
+//%   if dtype != "fp32"
         lowest = __vimax3_u32(lowest, x, y);
+//%   end
       }
+//%   if dtype != "fp32"
       rows.poisoned |= lowest >= 0xff800000u ? 1u << (2 * m + h) : 0;
+//%   end
       float high = __int_as_float(highest);
       if (__any_sync(0xffffffffu, highest < 0)) {
         high = LOWEST;
@@ -152,9 +166,9 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
     }
 }
 
-/* Scores become weights in place, and rows say what the sums must be multiplied by. */
-static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
-                                               int seqlen_k)
+/* Hide keys where the block has any that some row does not see. */
+static __device__ __forceinline__ void mask_block(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
+                                                  int first_key, int seqlen_k)
 {
   int end = first_key / BLOCK_N * BLOCK_N + BLOCK_N; /* keys before it are in this block */
   bool masked = end > seqlen_k;
@@ -163,6 +177,14 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
 //% end
   if (masked)
     mask_scores(scores, rows, first_key, seqlen_k);
+}
+
+//% if precision == "full"
+/* Scores become weights in place, and rows say what the sums must be multiplied by. */
+static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
+                                               int seqlen_k)
+{
+  mask_block(scores, rows, first_key, seqlen_k);
   float largest[M_TILES][2], origin[M_TILES][2];
   find_largest(largest, scores, rows);
 //% if dtype != "fp32"
@@ -226,6 +248,7 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
       rows.sum[m][h] = rows.sum[m][h] * rows.rescale[m][h] + sum;
     }
 }
+//% end
 
 /* Sums of whole rows. */
 static __device__ __forceinline__ void finish_rows(struct rows &rows)

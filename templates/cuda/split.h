@@ -42,9 +42,21 @@ static __device__ __forceinline__ u32 finite_magnitude(float x)
   return bits < 0x7f800000u ? bits : 0;
 }
 
+/* The exponent of a power of two, plus 127. */
+static __device__ __forceinline__ int biased_exponent(float power) { return (int)(__float_as_uint(power) >> 23); }
+//% if precision == "reduced"
+
+/* x, or NaN where it is infinite. */
+static __device__ __forceinline__ float finite_or_nan(float x) { return x + (x - x); }
+
+/* x and y as their high parts alone: 11 significant bits, as TF32 has. */
+static __device__ __forceinline__ u32 round_pair(float x, float y) { return pack(finite_or_nan(x), finite_or_nan(y)); }
+//% else
+
 /* x and y as pairs of their high and low parts. */
 static __device__ __forceinline__ void split_pair(float x, float y, u32 &high, u32 &low)
 {
   high = pack(x, y);
   low = pack(x - to_float((half_bits)high), y - to_float((half_bits)(high >> 16)));
 }
+//% end

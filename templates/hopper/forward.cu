@@ -1,4 +1,11 @@
 /*
+//% if precision == "reduced"
+ * Forward on Hopper (sm_90a) in fp32, where one product may stand for three: the kernel of 16 bits with operands that are
+ * rounded to 11 bits (fp16), as TF32's are, after scaling by powers of two. A phase before, split_operands, does that
+ * with K and V (forward_fp32_split.h), the consumers with Q (forward_one_queries.h). It keeps no statistics of rows: what
+ * backward needs comes of three products.
+ *
+//% end
  * Forward on Hopper (sm_90a) at 16 bits, with wgmma, TMA and warps that have roles of their own (FlashAttention-3,
  * arXiv:2407.08608). A block of threads takes BLOCK_M queries of one head at a time:
  *
@@ -32,7 +39,12 @@ enum {
   QUERY_BYTES = CHUNKS_QK * BLOCK_M * 128,
   KEY_BYTES = CHUNKS_QK * BLOCK_N * 128,
   VALUE_BYTES = CHUNKS_V * BLOCK_N * 128,
+//% if precision == "reduced"
+  WIDTH_V = 64, /* columns of V's chunks */
+  KEY_AND_VALUE_BYTES = (CHUNKS_QK + CHUNKS_V) * 128, /* of one key in global memory */
+//% else
   KEY_AND_VALUE_BYTES = (HEAD_DIM + HEAD_DIM_V) * 2, /* of one key in global memory */
+//% end
 };
 
 //% include "cuda/ptx.h"
@@ -44,31 +56,54 @@ enum {
 //% end
 //% include "cuda/tile.h"
 //% include "cuda/factor.h"
+//% if precision == "reduced"
+typedef float element;
+//%   include "cuda/split.h"
+//% else
 typedef half_bits element;
+//% end
 //% include "cuda/softmax.h"
 //% include "cuda/forward_end.h"
 //% include "hopper/forward_work.h"
 //% include "hopper/ring.h"
 //% include "hopper/forward_shared.h"
 //% include "hopper/forward_turns.h"
-//% include "hopper/forward_produce.h"
+//% if precision == "reduced"
+//%   include "hopper/forward_one_softmax.h"
+//%   include "hopper/forward_fp32_split.h"
+//%   include "hopper/forward_one_queries.h"
+//%   include "hopper/forward_one_produce.h"
+//% else
+//%   include "hopper/forward_produce.h"
+//% end
 //% include "hopper/fragments.h"
 //% include "hopper/forward_products.h"
 
 /* One tile of queries, as a consumer sees it. */
 static __device__ __forceinline__ void attend(const struct fa_params &params, const struct work &w, u32 shared,
-                                              struct ring<QUERY_STAGES> &queries, struct ring<STAGES> &keys,
-                                              struct ring<STAGES> &values)
+//% if precision == "reduced"
+                                              unsigned char *queries,
+//% else
+                                              struct ring<QUERY_STAGES> &queries,
+//% end
+                                              struct ring<STAGES> &keys, struct ring<STAGES> &values)
 {
   const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   float output[M_TILES][DIM_V / 8][4] = {}, scores[M_TILES][N_TILES][4];
   u32 weights[BLOCK_N / 16][4];
   struct rows rows;
   begin_rows(rows, params, w.first_query + 64 * warpgroup + 16 * warp + lane / 4);
-  const u32 tile = shared + QUERIES + queries.stage * QUERY_BYTES + warpgroup * 64 * 128;
   const int first_key = lane % 4 * 2;
-
+  int block = w.num_blocks - 1;
+//% if precision == "reduced"
+  const float2 *factors = find_operands(params, w).key_factors;
+  const u32 tile = shared + QUERIES + warpgroup * 64 * 128;
+  round_queries(rows, queries, params, w);
+//% else
+  const u32 tile = shared + QUERIES + queries.stage * QUERY_BYTES + warpgroup * 64 * 128;
   wait_full(shared + QUERY_FULL, queries);
+//% end
+
   wait_full(shared + KEY_FULL, keys);
   take_turn(warpgroup);
   multiply_keys(scores, tile, shared + KEYS + keys.stage * KEY_BYTES);
@@ -76,8 +111,11 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
   wgmma_wait<0>();
   keep_registers(flat(scores[0]));
   release_and_advance(shared + KEY_EMPTY, keys);
-  int block = w.num_blocks - 1;
+//% if precision == "reduced"
+  use_factors(rows, factors[block]);
+//% else
   negate_scores(scores, params);
+//% end
   softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
   pack_fragments(weights, scores[0]);
   for (block--; block >= 0; block--) {
@@ -90,7 +128,11 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
     wgmma_wait<1>();
     keep_registers(flat(scores[0]));
     release_and_advance(shared + KEY_EMPTY, keys);
+//% if precision == "reduced"
+    use_factors(rows, factors[block]);
+//% else
     negate_scores(scores, params);
+//% end
     softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
     wgmma_wait<0>();
     keep_registers(flat(output[0]));
@@ -98,7 +140,9 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
     rescale_output(output, rows);
     pack_fragments(weights, scores[0]);
   }
+//% if precision == "full"
   release_and_advance(shared + QUERY_EMPTY, queries);
+//% end
   wait_full(shared + VALUE_FULL, values);
   multiply_values(output, weights, shared + VALUES + values.stage * VALUE_BYTES);
   finish_rows(rows);
@@ -108,9 +152,13 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
   store_output(params, w.batch, w.head, output, rows);
 }
 
-static __device__ __forceinline__ void consume(const struct fa_params &params, u32 shared)
+static __device__ __forceinline__ void consume(const struct fa_params &params, u32 shared, unsigned char *memory)
 {
+//% if precision == "reduced"
+  unsigned char *queries = memory + QUERIES;
+//% else
   struct ring<QUERY_STAGES> queries = {};
+//% end
   struct ring<STAGES> keys = {}, values = {};
   if (CONSUMERS > 1 && threadIdx.x / 128 == CONSUMERS)
     give_turn(CONSUMERS - 1);
@@ -120,8 +168,12 @@ static __device__ __forceinline__ void consume(const struct fa_params &params, u
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-forward(const __grid_constant__ struct fa_params params, const __grid_constant__ struct tensor_map query_map,
-        const __grid_constant__ struct tensor_map key_map, const __grid_constant__ struct tensor_map value_map)
+forward(const __grid_constant__ struct fa_params params
+//% if precision == "full"
+        , const __grid_constant__ struct tensor_map query_map, const __grid_constant__ struct tensor_map key_map,
+        const __grid_constant__ struct tensor_map value_map
+//% end
+)
 {
   extern __shared__ __align__(1024) unsigned char memory[];
   const u32 shared = shared_address(memory);
@@ -131,9 +183,13 @@ forward(const __grid_constant__ struct fa_params params, const __grid_constant__
   if (threadIdx.x < 128) {
     registers_decrease<${producer_registers}>();
     if (threadIdx.x == 0)
+//% if precision == "reduced"
+      produce(params, shared);
+//% else
       produce(params, &query_map, &key_map, &value_map, shared);
+//% end
   } else {
     registers_increase<${consumer_registers}>();
-    consume(params, shared);
+    consume(params, shared, memory);
   }
 }

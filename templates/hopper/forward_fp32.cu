@@ -37,6 +37,8 @@ enum {
   N_TILES = BLOCK_N / 8,
   QUERY_BYTES = CHUNKS_QK * BLOCK_M * 256,
   PANEL_BYTES = BLOCK_N * 256,
+  KEY_BYTES = CHUNKS_QK * PANEL_BYTES, /* of a block of keys */
+  VALUE_BYTES = CHUNKS_V * PANEL_BYTES,
   KEY_AND_VALUE_BYTES = (CHUNKS_QK + CHUNKS_V) * 256, /* of one key in global memory */
 };
 

@@ -21,14 +21,14 @@ static __device__ __forceinline__ void produce(const struct fa_params &params, u
   for (u32 round = 0; next_work(params, round, w);) {
     struct operands from = find_operands(params, w);
     for (int block = w.num_blocks - 1; block >= 0; block--) {
-      load_panels<CHUNKS_QK>(shared, panels, from.keys + (long long)block * (CHUNKS_QK * PANEL_BYTES));
+      load_panels<CHUNKS_QK>(shared, panels, from.keys + (long long)block * KEY_BYTES);
       if (block == w.num_blocks - 1) {
         wait_empty(shared + QUERY_EMPTY, queries);
         barrier_expect(shared + QUERY_FULL, QUERY_BYTES);
         bulk_load(shared + QUERIES, from.queries, QUERY_BYTES, shared + QUERY_FULL);
         advance(queries);
       }
-      load_panels<CHUNKS_V>(shared, panels, from.values + (long long)block * (CHUNKS_V * PANEL_BYTES));
+      load_panels<CHUNKS_V>(shared, panels, from.values + (long long)block * VALUE_BYTES);
     }
   }
 }

@@ -4,31 +4,41 @@
  * a chunk is rows of 128 bytes of high parts, then as many of low ones, swizzled as wgmma reads them: the 16-byte piece
  * i of row r is in place i ^ r % 8. Rows and columns that are not there are zeros, so that a tile is one run of bytes
  * whatever the tensor's layout.
+//% let parts = 1 + (precision == "full")
+//% if parts == 1
+ *
+ * For one product there are high parts alone, and Q is left to those who use it (forward_one_queries.h).
+//% end
  */
 struct operands {
   char *keys, *values;  /* of one head */
-  char *queries;        /* of one tile */
   float2 *key_factors;  /* 2^-k of each block of K (x), and of V (y) */
+//% if parts == 2
+  char *queries;        /* of one tile */
   float *query_factors; /* 2^-k of each row of the tile */
+//% end
 };
 
 static __device__ __forceinline__ struct operands find_operands(const struct fa_params &params, const struct work &w)
 {
   long long key_blocks = ceil_div((int)params.seqlen_k, BLOCK_N);
   long long all_keys = params.batch * params.heads_kv * key_blocks;
+  long long key = (w.batch * params.heads_kv + w.kv_head) * key_blocks;
+  char *keys = (char *)params.workspace, *values = keys + all_keys * KEY_BYTES;
+  char *end = values + all_keys * VALUE_BYTES;
+  struct operands o;
+  o.keys = keys + key * KEY_BYTES;
+  o.values = values + key * VALUE_BYTES;
+//% if parts == 2
   long long query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
   long long all_queries = params.batch * params.heads_q * query_blocks;
-  long long key = (w.batch * params.heads_kv + w.kv_head) * key_blocks;
   long long query = (w.batch * params.heads_q + w.head) * query_blocks + w.first_query / BLOCK_M;
-  char *keys = (char *)params.workspace, *values = keys + all_keys * (CHUNKS_QK * PANEL_BYTES);
-  char *queries = values + all_keys * (CHUNKS_V * PANEL_BYTES);
-  float *factors = (float *)(queries + all_queries * QUERY_BYTES);
-  struct operands o;
-  o.keys = keys + key * (CHUNKS_QK * PANEL_BYTES);
-  o.values = values + key * (CHUNKS_V * PANEL_BYTES);
-  o.queries = queries + query * QUERY_BYTES;
+  float *factors = (float *)(end + all_queries * QUERY_BYTES);
+  o.queries = end + query * QUERY_BYTES;
   o.query_factors = factors + query * BLOCK_M;
-  o.key_factors = (float2 *)(factors + all_queries * BLOCK_M) + key;
+  end = (char *)(factors + all_queries * BLOCK_M);
+//% end
+  o.key_factors = (float2 *)end + key;
   return o;
 }
 
@@ -72,10 +82,14 @@ static __device__ __forceinline__ void store_row(char *tile, const float (&x)[CH
   char *to = tile + row * 128 + ((lane / 4 ^ row % 8) * 16 + lane % 4 * 4);
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
+//% if parts == 2
     u32 high, low;
     split_pair(x[chunk][0] * scale, x[chunk][1] * scale, high, low);
     *(u32 *)(to + chunk * ROWS * 256) = high;
     *(u32 *)(to + chunk * ROWS * 256 + ROWS * 128) = low;
+//% else
+    *(u32 *)(to + chunk * ROWS * 128) = round_pair(x[chunk][0] * scale, x[chunk][1] * scale);
+//% end
   }
 }
 
@@ -111,6 +125,7 @@ static __device__ __forceinline__ float split_keys(char *tile, const float *from
   return power_of_two(-k);
 }
 
+//% if parts == 2
 /* BLOCK_M rows, of which the first `rows` are there, with a scale each. A negative softmax scale becomes a positive one
  * of -Q: the largest score is then still the one that weighs most. */
 static __device__ __forceinline__ void split_queries(char *tile, float *factors, const float *from,
@@ -129,16 +144,19 @@ static __device__ __forceinline__ void split_queries(char *tile, float *factors,
   }
 }
 
+//% end
 /* A block of threads splits a tile: first come those of K, then those of V, then those of Q. */
 extern "C" __global__ void __launch_bounds__(SPLIT_THREADS)
 split_operands(const __grid_constant__ struct fa_params params)
 {
   __shared__ u32 largest[SPLIT_THREADS / 32];
-  int key_blocks = ceil_div((int)params.seqlen_k, BLOCK_N), query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
+  int key_blocks = ceil_div((int)params.seqlen_k, BLOCK_N);
   int all_keys = (int)(params.batch * params.heads_kv) * key_blocks, tile = blockIdx.x;
   struct work w = {};
+//% if parts == 2
   if (tile >= 2 * all_keys) {
     tile -= 2 * all_keys;
+    int query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
     int index = tile / query_blocks;
     w.batch = index / (int)params.heads_q;
     w.head = index % (int)params.heads_q;
@@ -148,6 +166,7 @@ split_operands(const __grid_constant__ struct fa_params params)
     split_queries(to.queries, to.query_factors, from, params, (int)params.seqlen_q - w.first_query);
     return;
   }
+//% end
   bool is_value = tile >= all_keys;
   tile -= is_value ? all_keys : 0;
   int index = tile / key_blocks, block = tile % key_blocks, first = block * BLOCK_N;
@@ -165,10 +184,10 @@ split_operands(const __grid_constant__ struct fa_params params)
   float factor;
   if (is_value)
     factor = split_keys<HEAD_DIM_V, WIDTH_V, CHUNKS_V, MOST_OF_VALUES>(
-        to.values + (long long)block * (CHUNKS_V * PANEL_BYTES), from, tensor, rows, largest);
+        to.values + (long long)block * VALUE_BYTES, from, tensor, rows, largest);
   else
     factor = split_keys<HEAD_DIM, 64, CHUNKS_QK, MOST_OF_SCORES>(
-        to.keys + (long long)block * (CHUNKS_QK * PANEL_BYTES), from, tensor, rows, largest);
+        to.keys + (long long)block * KEY_BYTES, from, tensor, rows, largest);
   if (threadIdx.x == 0)
     (is_value ? to.key_factors[block].y : to.key_factors[block].x) = factor;
 }

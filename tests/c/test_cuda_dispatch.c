@@ -536,6 +536,93 @@ static void in_child_deterministic(void *unused) {
   fa_problem_normalize(&cpu);
   CHECK(!cpu.deterministic);
 }
+/* Lower precision is a problem of its own where there is such a kernel, and the same problem everywhere else. */
+static void in_child_precision(void *unused) {
+  (void)unused;
+  fa_family_of_tests = NULL;
+  static const struct {
+    fa_op op;
+    fa_dtype dtype;
+    const char *target;
+    fa_precision expected;
+  } cases[] = {{FA_FORWARD, FA_FP32, "cuda:sm_90a", FA_PRECISION_REDUCED},
+               {FA_BACKWARD, FA_FP32, "cuda:sm_90a", FA_PRECISION_FULL},
+               {FA_FORWARD, FA_FP16, "cuda:sm_90a", FA_PRECISION_FULL},
+               {FA_FORWARD, FA_FP32, "cuda:sm_90", FA_PRECISION_FULL},
+               {FA_FORWARD, FA_FP32, "cuda:sm_80", FA_PRECISION_FULL},
+               {FA_FORWARD, FA_FP32, "cpu:avx512_amx", FA_PRECISION_FULL}};
+  char text[160], *full = NULL, *reduced = NULL, message[FA_MESSAGE_SIZE] = "";
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    fa_problem problem = {.op = cases[i].op, .dtype = cases[i].dtype, .head_dim = 64, .head_dim_v = 64};
+    snprintf(problem.target, sizeof problem.target, "%s", cases[i].target);
+    CHECKF(fa_source(&problem, "", &full, NULL, 0, message) == FA_OK, "%s", message);
+    problem.precision = FA_PRECISION_REDUCED;
+    CHECKF(fa_source(&problem, "", &reduced, NULL, 0, message) == FA_OK, "%s", message);
+    fa_problem_normalize(&problem);
+    CHECKF(problem.precision == cases[i].expected, "%s", cases[i].target);
+    CHECKF((strcmp(full, reduced) == 0) == (cases[i].expected == FA_PRECISION_FULL), "%s", cases[i].target);
+    CHECK(fa_needs_tensor_maps(&problem) == (cases[i].dtype == FA_FP16));
+    fa_describe_problem(&problem, text, sizeof text);
+    CHECKF((strstr(text, " reduced ") != NULL) == (i == 0), "%s", text);
+    fa_free(full), fa_free(reduced);
+  }
+}
+
+static void make_precision_case(help_case *self, bool wants_lse) {
+  help_make_case(self, false);
+  self->call.device_type = FA_DEVICE_CUDA;
+  self->call.stream = (void *)9;
+  self->call.precision = FA_PRECISION_REDUCED;
+  self->call.lse = wants_lse ? self->lse : NULL;
+}
+
+/* Statistics of rows come of full precision, whatever is allowed; in a capture that serves for lower precision too. */
+static void in_child_full_precision(void *unused) {
+  (void)unused;
+  begin();
+  static help_case self;
+  check_run(0, (void *)9);
+  fa_statistics before, after;
+  char message[FA_MESSAGE_SIZE] = "";
+  fa_get_statistics(&before);
+  make_precision_case(&self, true);
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  make_precision_case(&self, false);
+  fake->capture_status = 1;
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  fa_get_statistics(&after);
+  CHECK_NUMBER(after.kernels_loaded, before.kernels_loaded);
+  fake->capture_status = 0; /* else it has a kernel of its own */
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  fa_get_statistics(&after);
+  CHECK_NUMBER(after.tunings, before.tunings + 1);
+}
+
+/* A kernel of lower precision never serves for full precision. */
+static void in_child_reduced_precision(void *unused) {
+  (void)unused;
+  begin();
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  make_precision_case(&self, false);
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  fake->capture_status = 1;
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  make_precision_case(&self, true);
+  CHECK_NUMBER(fa_execute(&self.call, fa_default_host(), message), FA_FAILED);
+  make_precision_case(&self, false);
+  self.call.precision = FA_PRECISION_FULL;
+  CHECK_NUMBER(fa_execute(&self.call, fa_default_host(), message), FA_FAILED);
+}
+
+static void test_precision(void) { IN_CHILD(in_child_precision, NULL); }
+static void test_precision_of_calls(void) {
+  help_new_cache("precision");
+  IN_CHILD(in_child_full_precision, NULL);
+  help_new_cache("reduced precision");
+  IN_CHILD(in_child_reduced_precision, NULL);
+}
+
 static void test_deterministic(void) { IN_CHILD(in_child_deterministic, NULL); }
 
 static void in_child_empty(void *unused) {
@@ -567,10 +654,12 @@ int main(void) {
   if (*found) {
     RUN(test_tuning);
     RUN(test_capture);
+    RUN(test_precision_of_calls);
   } else {
     check_skip("test_cuda_dispatch", "there is no NVRTC here");
   }
   RUN(test_deterministic);
+  RUN(test_precision);
   RUN(test_empty);
   help_end();
   return check_summary();
