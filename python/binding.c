@@ -136,7 +136,6 @@ static void describe_call(fa_call *call, const operand *query, const operand *ke
          FLT_MAX);
   *call = (fa_call){
       .dtype = (fa_dtype)dtype,
-      .precision = FA_PRECISION_FULL,
       .is_causal = is_causal,
       .softmax_scale = scale,
       .device_type = query->device_type == torch_cuda ? FA_DEVICE_CUDA : FA_DEVICE_CPU,
@@ -166,6 +165,9 @@ static void forward(torch_value *stack, bool wants_lse) {
     call.op = FA_FORWARD;
     call.backward_follows = wants_lse;
     call.deterministic = wants_lse && torch_is_deterministic(); /* of backward; forward always is */
+    /* Read in each call, so that it is right in compiled graphs too. With lse the runtime would not use it. */
+    if (!wants_lse && call.dtype == FA_FP32 && call.device_type == FA_DEVICE_CUDA && torch_allows_tf32())
+      call.precision = FA_PRECISION_REDUCED;
     if (!to_bool(stack[5]) && call.shape.heads_q != call.shape.heads_kv)
       FAIL(&result, FA_INVALID_VALUE, "key has %lld heads, must have query's %lld unless enable_gqa",
            (long long)call.shape.heads_kv, (long long)call.shape.heads_q);
@@ -264,6 +266,9 @@ static const char *registration_error = "";
 
 /* Why the operators are not there: NULL if they are, "" if there was no PyTorch in this process. */
 FA_API const char *fa_torch_error(void) { return registration_error; }
+
+/* For tests. */
+FA_API bool fa_torch_allows_tf32(void) { return torch_allows_tf32(); }
 
 __attribute__((constructor)) static void register_operators(void) {
   /* _forward_lse and _backward are the same functions under names that get no autograd kernel: autograd's own

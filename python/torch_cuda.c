@@ -89,3 +89,22 @@ bool torch_is_deterministic(void) {
   pthread_once(&deterministic_once, find_deterministic);
   return !get_context || !get_deterministic || get_deterministic(get_context());
 }
+
+/* The same, of a function with two enums; at::Float32Precision's values are appended to, never renumbered. If it
+ * changes its name, fp32 is full. Every way to allow TF32 ends here: set_float32_matmul_precision, allow_tf32,
+ * fp32_precision of torch.backends or one of its parts, and the environment's TORCH_ALLOW_TF32_CUBLAS_OVERRIDE. */
+enum { BACKEND_CUDA = 1, OP_MATMUL = 3, PRECISION_TF32 = 2 };
+static int (*get_precision)(const void *context, int backend, int op);
+static pthread_once_t precision_once = PTHREAD_ONCE_INIT;
+
+static void find_precision(void) {
+  void *precision =
+      find_symbol("libtorch_cpu.so", "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE");
+  memcpy(&get_precision, &precision, sizeof get_precision);
+  pthread_once(&deterministic_once, find_deterministic);
+}
+
+bool torch_allows_tf32(void) {
+  pthread_once(&precision_once, find_precision);
+  return get_context && get_precision && get_precision(get_context(), BACKEND_CUDA, OP_MATMUL) == PRECISION_TF32;
+}

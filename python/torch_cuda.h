@@ -1,7 +1,7 @@
 /*
  * PyTorch's half of a CUDA call: the current stream, memory from its allocator, and whether results must be
- * deterministic. Its CUDA functions live in libtorch_cuda.so, which a CPU-only PyTorch lacks: they are looked up when
- * the first CUDA tensor comes.
+ * deterministic or may be less precise. Its CUDA functions live in libtorch_cuda.so, which a CPU-only PyTorch lacks:
+ * they are looked up when the first CUDA tensor comes.
  */
 #ifndef FLASH_ATTENTION_TORCH_CUDA_H
 #define FLASH_ATTENTION_TORCH_CUDA_H
@@ -18,5 +18,8 @@ void torch_cuda_release(void *memory);
 
 /* torch.are_deterministic_algorithms_enabled(), now. True if this PyTorch does not say. */
 bool torch_is_deterministic(void);
+
+/* Does PyTorch allow TF32 in products of fp32 matrices on a GPU, now? False if this PyTorch does not say. */
+bool torch_allows_tf32(void);
 
 #endif

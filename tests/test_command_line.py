@@ -69,6 +69,15 @@ def test_source_of_any_target_opens_with_its_problem(target: str, op: str, capsy
         assert needed in head
 
 
+def test_lower_precision_is_one_product_where_there_is_such_a_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("source", "--op", "forward", "--dtype", "fp32", "--head-dim", "64", "--target")
+    for target, template in (("cuda:sm_90a", "hopper/forward.cu"), ("cuda:sm_80", "cuda/forward.cu")):
+        full, reduced = (printed(capsys, *arguments, target, "--precision", name) for name in ("full", "reduced"))
+        assert (full == reduced) == (target == "cuda:sm_80")
+        assert f"templates/{template}, where" in reduced
+        assert ("lower precision in the products allowed" in reduced) == (target == "cuda:sm_90a")
+
+
 def test_source_is_the_same_in_every_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert output("source", *PROBLEM) == printed(capsys, "source", *PROBLEM)
 

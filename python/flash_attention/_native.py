@@ -17,6 +17,7 @@ from flash_attention import library
 
 OPS = {"forward": 0, "backward": 1}
 DTYPES = {"fp32": 0, "fp16": 1, "bf16": 2}
+PRECISIONS = {"full": 0, "reduced": 1}
 DEVICE_TYPES = {"cpu": 0, "cuda": 1}
 MESSAGE_SIZE = 4096
 TARGET_LENGTH = 32
@@ -146,13 +147,20 @@ def take_text(pointer: ctypes.c_void_p) -> str:
 
 
 def problem(
-    op: str, dtype: str, head_dim: int, head_dim_v: int, is_causal: bool, target: str, deterministic: bool = False
+    op: str,
+    dtype: str,
+    head_dim: int,
+    head_dim_v: int,
+    is_causal: bool,
+    target: str,
+    deterministic: bool = False,
+    precision: str = "full",
 ) -> Problem:
     """A problem, not yet checked; `target` is "cpu:avx512", "cuda:sm_80", ..."""
     name = target.encode()
     if len(name) >= TARGET_LENGTH:
         raise ValueError(f"target is {target!r}; it must be shorter than {TARGET_LENGTH} characters")
-    return Problem(OPS[op], DTYPES[dtype], 0, head_dim, head_dim_v, is_causal, deterministic, name)
+    return Problem(OPS[op], DTYPES[dtype], PRECISIONS[precision], head_dim, head_dim_v, is_causal, deterministic, name)
 
 
 def device_target(device_type: str, index: int = 0) -> str:

@@ -58,6 +58,7 @@ def native_problem(arguments: argparse.Namespace) -> _native.Problem:
         is_causal=arguments.causal,
         target=arguments.target or _native.device_target("cpu"),
         deterministic=arguments.deterministic,
+        precision=arguments.precision,
     )
 
 
@@ -217,6 +218,12 @@ def add_problem_arguments(parser: argparse.ArgumentParser, default_target: str =
         "--deterministic", action="store_true", help="the same call gives the same bits (on a CPU it always does)"
     )
     parser.add_argument(
+        "--precision",
+        choices=("full", "reduced"),
+        default="full",
+        help="of fp32; reduced: where there is such a kernel, what torch.set_float32_matmul_precision('high') allows",
+    )
+    parser.add_argument(
         "--target",
         help="cpu:avx2, cpu:avx512, cpu:avx512_bf16, cpu:avx512_amx, cpu:neon, cuda:sm_80, ... "
         f"(default: {default_target})",
@@ -254,9 +261,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ops", type=several("forward", "backward"), metavar="LIST", help="default: forward,backward")
     parser.add_argument(
         "--dtypes",
-        type=several("fp32", "fp16", "bf16"),
+        type=several("fp32", "fp16", "bf16", "tf32"),
         metavar="LIST",
-        help="default: fp32,bf16,fp16; on a GPU fp32,bf16",
+        help="default: fp32,bf16,fp16; on a GPU fp32,bf16. tf32: fp32 under torch.set_float32_matmul_precision('high')",
     )
     parser.add_argument("--head-dims", type=numbers, metavar="LIST", help="default: 64,128; on a GPU 64,128,256")
     parser.add_argument(

@@ -49,6 +49,12 @@ def flash_attention(
         enable_gqa: allow fewer heads (dimension -3) in key and value than in query, each shared by
             query_heads / key_heads consecutive ones.
 
+    float32 is computed as such. Where PyTorch may use TF32 (torch.set_float32_matmul_precision("high") or "medium",
+    torch.backends.cuda.matmul.allow_tf32 = True, or fp32_precision = "tf32" there), an H100 or H200 takes one product
+    for three, no less accurate than TF32's, in calls that record no gradient: inside torch.no_grad(), or with inputs
+    that require none (compiled code: inside torch.no_grad()). The setting is read in each call. Everywhere else, in
+    calls with gradients too, it changes nothing.
+
     Returns:
         (..., heads, seqlen_q, head_dim_v), dtype and device of query, dimensions in the order in which query
         has them in memory (contiguous where query overlaps itself). Without keys it is zeros. Equal tensors

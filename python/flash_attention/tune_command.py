@@ -64,6 +64,7 @@ class Problem:
     seqlen_k: int
     is_causal: bool
     deterministic: bool
+    precision: str = "full"
 
     def __str__(self) -> str:
         """Its options on the command line, without those that have their default."""
@@ -72,7 +73,8 @@ class Problem:
         for name, usual in (("head_dim_v", self.head_dim), ("heads_kv", self.heads), ("seqlen_k", self.seqlen)):
             if (value := getattr(self, name)) != usual:
                 text += f" --{name.replace('_', '-')} {value}"
-        return text + " --causal" * self.is_causal + " --deterministic" * self.deterministic
+        text += " --causal" * self.is_causal + " --deterministic" * self.deterministic
+        return text + " --precision reduced" * (self.precision == "reduced")
 
 
 class LineParser(argparse.ArgumentParser):
@@ -100,6 +102,12 @@ def add_problem_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGr
     add("--seqlen-k", type=numbers, metavar="LIST", help="of key and value (default: --seqlen)")
     add("--causal", action="store_true", help="is_causal=True")
     add("--deterministic", action="store_true", help="as under torch.use_deterministic_algorithms(True)")
+    add(
+        "--precision",
+        choices=("full", "reduced"),
+        default="full",
+        help="reduced: as under torch.set_float32_matmul_precision('high'), for forward in fp32 without gradients",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +141,7 @@ def combinations(arguments: argparse.Namespace) -> list[Problem]:
         arguments.seqlen_k or [0],
     ):
         shape = (head_dim, head_dim_v or head_dim, batch, heads, heads_kv or heads, seqlen, seqlen_k or seqlen)
-        problem = Problem(op, dtype, *shape, arguments.causal, arguments.deterministic)
+        problem = Problem(op, dtype, *shape, arguments.causal, arguments.deterministic, arguments.precision)
         for name in ("head_dim", "head_dim_v"):
             if (value := getattr(problem, name)) > MAX_HEAD_DIM:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be 1 to {MAX_HEAD_DIM}")
@@ -171,6 +179,7 @@ def tune(problem: Problem, device: str) -> bool:
     """
     before = _native.statistics()
     torch.use_deterministic_algorithms(problem.deterministic)
+    torch.set_float32_matmul_precision("high" if problem.precision == "reduced" else "highest")
 
     def zeros(heads: int, seqlen: int, head_dim: int) -> torch.Tensor:
         shape = (problem.batch, heads, seqlen, head_dim)
@@ -245,7 +254,7 @@ def run(arguments: argparse.Namespace) -> str:
     given = read_shapes(arguments.shapes, arguments) if arguments.shapes else combinations(arguments)
     check_device(device)
     if device == "cpu":  # where it is the same kernel
-        given = [replace(problem, deterministic=False) for problem in given]
+        given = [replace(problem, deterministic=False, precision="full") for problem in given]
     problems = list(dict.fromkeys(given))
     tuned, failures, begun = 0, [], time.monotonic()
     progress = Progress(len(problems))
