@@ -12,7 +12,7 @@ LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
     *("even", "padded", "huge", "far_rows", "expanded"),
 )
-DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive", "infinite")
+DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive", "infinite", "uneven")
 TIMINGS = ("late", "random", "early")
 MODELS = ("hopper", "ampere", "double")
 UNWANTED = ("lse", "grad_query", "grad_key", "grad_value")

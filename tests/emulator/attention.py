@@ -52,6 +52,7 @@ class Case:
     head_dim_v: int = 0  # 0: as head_dim
     causal: bool = False
     deterministic: bool = False
+    precision: str = "full"  # of fp32: full, reduced
     batch: int = 1
     heads_q: int = 2
     heads_kv: int = 0  # 0: as heads_q
@@ -66,6 +67,10 @@ class Case:
     data: str = "normal"  # one of data.DATA
     data_seed: int = 1
     settings: Settings = field(default_factory=Settings)
+
+    def used_precision(self) -> str:
+        """As the runtime has it: lower is that of forward alone, where nobody wants statistics of rows."""
+        return self.precision if self.op == "forward" and "lse" in self.without else "full"
 
     def filled(self) -> Case:
         return replace(
@@ -104,9 +109,8 @@ def plan(case: Case, op: str) -> Plan:
 
 
 def problem(case: Case, op: str) -> _native.Problem:
-    result = _native.problem(op, case.dtype, case.head_dim, case.head_dim_v, case.causal, case.target)
-    result.deterministic = case.deterministic
-    return result
+    dims = case.head_dim, case.head_dim_v
+    return _native.problem(op, case.dtype, *dims, case.causal, case.target, case.deterministic, case.used_precision())
 
 
 def config(case: Case, op: str) -> bytes:

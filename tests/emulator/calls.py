@@ -23,6 +23,7 @@ class Call:
     def emulate(self, settings: Settings, change: Change) -> dict[str, Tensor]:
         family = "hopper " if self.case.target.endswith("a") else ""
         family += "fp32 " if family and self.case.dtype == "fp32" else ""
+        family += "one-product " if family and self.case.precision == "reduced" else ""
         case = replace(self.case, settings=settings)
         return emulate(case, lambda op, source: change(family + op, source))
 

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from emulator.attention import Case
 
 # What query and key are multiplied by. "integers": rounded to integers, so that scores are exact; "nan": a key is
-# NaN; "positive": value is; "infinite": a few elements of all inputs are infinite or NaN (infinite.py).
+# NaN; "positive": value is; "infinite": a few elements of all inputs are infinite or NaN (infinite.py); "uneven": each
+# 48 rows have magnitudes of their own.
 DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0, "integers": 3.0, "nan": 1.0, "positive": 1.0}
-DATA["infinite"] = 1.0
+DATA |= {"infinite": 1.0, "uneven": 1.0}
+UNEVEN = {"query": (1.0, 4.0), "key": (1.0, 0.25), "value": (16.0, 1.0, 0.125, 64.0)}
 
 
 def shapes(case: Case) -> dict[str, tuple[int, int, int, int]]:
@@ -41,6 +43,11 @@ def values(case: Case) -> dict[str, Tensor]:
         result[name] = result[name] * DATA[case.data]
         if case.data == "integers":
             result[name] = result[name].round()
+    if case.data == "uneven":
+        for name, factors in UNEVEN.items():
+            of_row = torch.tensor(factors).repeat_interleave(48)
+            rows = torch.arange(result[name].shape[2]) % len(of_row)
+            result[name] = (result[name].float() * of_row[rows, None]).to(result[name].dtype)
     if case.data == "positive":
         result["value"] = result["value"].abs()
     if case.data == "nan" and case.seqlen_k:
@@ -146,7 +153,8 @@ def _magnitudes(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _wrong(case: Case, actual: Tensor, expected: Tensor, magnitude: Tensor) -> Tensor:
     """Coarser than the tests of accuracy on a device: this finds wrong elements, not lost bits."""
-    units = 2 if case.dtype != "fp32" else 16  # tensor cores cut sums off
-    bound = tensors.ROUNDING[case.dtype] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
+    products = "fp16" if case.used_precision() == "reduced" else case.dtype
+    units = 2 if products != "fp32" else 16  # tensor cores cut sums off
+    bound = tensors.ROUNDING[products] * (expected.abs() + units * magnitude) + tensors.SMALLEST[case.dtype]
     same = (actual == expected.to(actual.dtype)) | (actual.isnan() & expected.isnan())
     return ~((actual.double() - expected).abs() <= bound) & ~same

@@ -13,6 +13,7 @@ from emulator import (
     mutations_hopper,
     mutations_hopper_backward,
     mutations_hopper_fp32,
+    mutations_hopper_one,
     mutations_matmul,
     pool,
 )
@@ -145,7 +146,7 @@ def verdicts(mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Verdict]
 def all_mutations() -> list[Mutation]:
     lists = (
         *(mutations_forward, mutations_backward),
-        *(mutations_hopper, mutations_hopper_fp32, mutations_hopper_backward),
+        *(mutations_hopper, mutations_hopper_fp32, mutations_hopper_one, mutations_hopper_backward),
         mutations_matmul,
     )
     return [mutation for module in lists for mutation in module.MUTATIONS]

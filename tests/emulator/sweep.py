@@ -35,6 +35,7 @@ class Kind:
     # configs fit.
     head_dims: tuple[int, ...]
     deterministic: bool = False
+    precision: str = "full"
     targets: tuple[str, ...] = TARGETS  # in turn
     # Which mask is the first config's; others take turns. None: all are run with both.
     causal_first: bool | None = False
@@ -42,7 +43,14 @@ class Kind:
     @property
     def name(self) -> str:
         family = "hopper" if self.targets == HOPPER else "portable"
-        return f"{family}-{self.op}-{self.dtype}{'-deterministic' * self.deterministic}"
+        reduced = "-reduced" * (self.precision == "reduced")
+        return f"{family}-{self.op}-{self.dtype}{'-deterministic' * self.deterministic}{reduced}"
+
+    def case(self, head_dim: int, causal: bool, target: str) -> Case:
+        """Where precision is reduced nobody wants statistics of rows."""
+        without = ("lse",) if self.precision == "reduced" else ()
+        options = {"precision": self.precision, "without": without, "target": target}
+        return Case(self.op, self.dtype, head_dim, causal=causal, deterministic=self.deterministic, **options)
 
 
 # bf16 and fp16 differ in conversions and in one instruction: the large head dims are swept with one of them. Forward is
@@ -59,6 +67,7 @@ KINDS = (
     Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
     Kind("forward", "bf16", (40,), targets=HOPPER, causal_first=None),
     Kind("forward", "fp32", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
+    Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER, causal_first=None),
     Kind("backward", "fp16", (64, 128), targets=HOPPER, causal_first=None),
     Kind("backward", "bf16", (40, 96), targets=HOPPER, causal_first=None),
 )
@@ -117,7 +126,7 @@ def every_config(kind: Kind) -> list[list[Case]]:
     for place, d in enumerate(kind.head_dims):
         target = kind.targets[place % len(kind.targets)]
         for causal in (False, True):
-            base = Case(kind.op, kind.dtype, d, causal=causal, deterministic=kind.deterministic, target=target)
+            base = kind.case(d, causal, target)
             numbers = {config: i for i, config in enumerate(configs_of(replace(base, head_dim=8)))}  # nearly all fit
             for config in configs_of(base):
                 index = numbers.get(config, len(numbers))
@@ -132,8 +141,7 @@ def every_feature(kind: Kind) -> list[list[Case]]:
     groups = []
     target = kind.targets[0]
     for causal in (False, True):
-        base = Case(kind.op, kind.dtype, FEATURES_HEAD_DIM, causal=causal, deterministic=kind.deterministic)
-        base = replace(base, target=target, seqlen_q=70, heads_q=1)
+        base = replace(kind.case(FEATURES_HEAD_DIM, causal, target), seqlen_q=70, heads_q=1)
         cases = [*_calls(base), *_numbers(base)]
         groups.append([_with_seed(case, i) for i, case in enumerate(cases)])
         wide = ((96, 128), (128, 40), (64, 16)) if kind.op == "backward" and target in HOPPER else ()
