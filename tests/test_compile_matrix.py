@@ -20,7 +20,7 @@ HEAD_DIMS = [1, 8, 33, 64, 80, 96, 128, 160, 192, 256]
 # With columns that tiles have and tensors have not, at every number of registers for sums; and a mask.
 RAGGED = {"fp32": [(50, True), (145, True), (212, False)], "fp16": [(50, True), (212, True)], "bf16": [(100, False)]}
 MAIN = ["sm_80", "sm_90"]
-HOPPER = "sm_90a"  # families of its own: 16 bits, head dims that are multiples of 8; forward in fp32
+HOPPER = "sm_90a"  # families of its own: 16 bits, head dims that are multiples of 8; forward in fp32, either precision
 OTHERS = ["sm_86", "sm_89", "sm_100", "sm_120", "sm_121"]
 # Bytes of shared memory that a block may ask for: CUDA C++ Programming Guide, technical specifications.
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, HOPPER: 232448, "sm_100": 232448} | dict.fromkeys(
@@ -137,31 +137,50 @@ def test_hopper_fp32() -> None:
     check_hopper("forward", (("fp32", *d, causal, "") for d, causal in itertools.product(dims, (False, True))))
 
 
+def test_hopper_fp32_in_one_product() -> None:
+    """What torch.set_float32_matmul_precision("high") allows: any head dim, V's own."""
+    dims = [(d, d) for d in (1, 33, 64, 80, 96, 128, 160, 192, 250, 256)]
+    dims += [(8, 64), (72, 40), (192, 128), (40, 200), (256, 8)]
+    kernels = (("fp32", *d, causal, "") for d, causal in itertools.product(dims, (False, True)))
+    check_hopper("forward", kernels, "reduced")
+
+
 @pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
-@pytest.mark.parametrize(("op", "dtype"), [("forward", "bf16"), ("forward", "fp32"), ("backward", "bf16")])
-def test_every_config_of_hopper(op: str, dtype: str, head_dim: int) -> None:
+@pytest.mark.parametrize(
+    ("op", "dtype", "precision"),
+    [
+        ("forward", "bf16", "full"),
+        ("forward", "fp32", "full"),
+        ("forward", "fp32", "reduced"),
+        ("backward", "bf16", "full"),
+    ],
+)
+def test_every_config_of_hopper(op: str, dtype: str, precision: str, head_dim: int) -> None:
     if op == "backward" and head_dim > 128:
         return  # another family's
     for causal in (False, True):
-        problem = _native.problem(op, dtype, head_dim, head_dim, causal, f"cuda:{HOPPER}")
-        check_hopper(op, ((dtype, head_dim, head_dim, causal, config) for config in _native.list_configs(problem)))
+        problem = _native.problem(op, dtype, head_dim, head_dim, causal, f"cuda:{HOPPER}", precision=precision)
+        kernels = ((dtype, head_dim, head_dim, causal, config) for config in _native.list_configs(problem))
+        check_hopper(op, kernels, precision)
 
 
-def check_hopper(op: str, kernels: Iterable[tuple[str, int, int, bool, str]]) -> None:
+def check_hopper(op: str, kernels: Iterable[tuple[str, int, int, bool, str]], precision: str = "full") -> None:
     """Each is the family's own."""
 
     def complaint_of(kernel: tuple[str, int, int, bool, str]) -> str | None:
         dtype, head_dim, head_dim_v, causal, config = kernel
-        problem = _native.problem(op, dtype, head_dim, head_dim_v, causal, f"cuda:{HOPPER}")
+        problem = _native.problem(op, dtype, head_dim, head_dim_v, causal, f"cuda:{HOPPER}", precision=precision)
         compiled = _native.compile_kernel(problem, config)
         # In fp32, above 192 columns of V, sums and parts take 192 of 240 registers: a dozen addresses and statistics do
         # not fit.
-        limit = 208 if dtype == "fp32" and head_dim_v > 192 else HOPPER_SPILL_LIMIT[op]
+        parts = dtype == "fp32" and precision == "full"
+        limit = 208 if parts and head_dim_v > 192 else HOPPER_SPILL_LIMIT[op]
         if compiled.spill_bytes > limit or "arning" in compiled.log or "(C75" in compiled.log:
             return f"{kernel}: {compiled.spill_bytes} bytes spilled\n{compiled.log}"
         if shared_bytes(problem, config) > SHARED_LIMIT[HOPPER]:
             return f"{kernel}: {shared_bytes(problem, config)} bytes of shared memory"
-        return None if f"hopper/{op}" in _native.source(problem, config)[0] else f"{kernel}: another family"
+        own = f"hopper/{op}_fp32.cu" if parts else f"hopper/{op}.cu"
+        return None if f"templates/{own}," in _native.source(problem, config)[0] else f"{kernel}: another family"
 
     with ThreadPoolExecutor(2) as pool:
         complaints = [text for text in pool.map(complaint_of, kernels) if text]

@@ -9,13 +9,15 @@ import itertools
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flash_attention import _native
+import tf32
+from flash_attention import _native, flash_attention
 from gpu import driver, layouts, recorded, sanitize
 from gpu.launch import expand
 from gpu.matmul import Call, Matmul
@@ -174,3 +176,60 @@ def test_cuda_many_runs_give_the_same_bits() -> None:
         again = Call(problem)
         driver.run(again.launch)
         assert (again.c.values == first.c.values).all()
+
+
+@pytest.fixture
+def _tf32_allowed() -> Iterator[None]:
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@needs_hopper
+@pytest.mark.usefixtures("_tf32_allowed")
+@pytest.mark.parametrize("kind", tf32.KINDS)
+@pytest.mark.parametrize(("seqlen", "head_dim", "is_causal"), [(1000, 64, True), (4096, 128, False), (700, 200, True)])
+def test_cuda_one_product_is_no_less_accurate_than_tf32(kind: str, seqlen: int, head_dim: int, is_causal: bool) -> None:
+    """tests/emulator/test_one_product.py has the same for short sequences, without a GPU."""
+    q, k, v = tf32.inputs(kind, (1, 2, seqlen, head_dim), device="cuda")
+    scale = tf32.scale_of(kind, head_dim)
+    output = flash_attention(q, k, v, is_causal=is_causal, scale=scale)
+    assert not (text := tf32.complaint(output, q, k, v, is_causal, scale)), text
+
+
+@needs_hopper
+def test_cuda_the_setting_counts_in_each_call() -> None:
+    """One product where TF32 is allowed and no gradient is recorded, three everywhere else; in compiled code too."""
+    q, k, v = tf32.inputs("normal", (1, 2, 300, 64), device="cuda")
+    exact = tf32.attention(q, k, v, False, 0.125, bits=52)
+    compiled = torch.compile(lambda: flash_attention(q, k, v, scale=0.125), fullgraph=True)
+
+    def error(output: torch.Tensor) -> float:
+        return tf32.errors(output, exact)[0]
+
+    with torch.no_grad():
+        for call in (lambda: flash_attention(q, k, v, scale=0.125), compiled):
+            torch.set_float32_matmul_precision("highest")
+            assert error(call()) < 2e-6
+            try:
+                torch.set_float32_matmul_precision("high")
+                assert 5e-5 < error(call()) < 1e-3
+            finally:
+                torch.set_float32_matmul_precision("highest")
+            assert error(call()) < 2e-6
+
+
+@needs_hopper
+def test_cuda_gradients_do_not_depend_on_the_setting() -> None:
+    """Backward divides by sums of weights that it computes by three products: forward's must be those."""
+    results = []
+    for precision in ("highest", "high"):
+        q, k, v = (x.requires_grad_() for x in tf32.inputs("normal", (1, 2, 300, 64), device="cuda"))
+        try:
+            torch.set_float32_matmul_precision(precision)
+            output = flash_attention(q * 30, k * 30, v, is_causal=True)
+            gradients = torch.autograd.grad(output, (q, k, v), torch.ones_like(output))
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        results.append((output, *gradients))
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
