@@ -10,6 +10,7 @@
 #   plain_c    attention from C, without Python
 #   sanitize   memcheck and racecheck of tests/gpu/sanitize.py, where compute-sanitizer is installed
 #   accuracy   errors against float64          -> accuracy_cuda.csv
+#   tf32       fp32 where TF32 is allowed: errors and speed, on an H100 or H200
 #   bench      speed against PyTorch's         -> bench_cuda.csv, bench_cuda.png
 #   startup    first calls                     -> startup_cuda.csv
 #   tuner      its choice beside an exhaustive search's -> tuner_cuda.csv
@@ -23,7 +24,7 @@
 # python bench/update_readme.py OUTPUT_DIR then puts the numbers into README.md and docs/performance.md.
 set -uo pipefail
 
-all=(build tests guide plain_c sanitize accuracy bench startup tuner smallest demo)
+all=(build tests guide plain_c sanitize accuracy tf32 bench startup tuner smallest demo)
 if (($# == 0)) || [[ $1 == -* ]]; then
   sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
   exit 2
@@ -68,6 +69,7 @@ run_section() {
         within 300 "$tool" --tool racecheck --error-exitcode 1 "$python" tests/gpu/sanitize.py --few
       ;;
     accuracy) within 400 "$python" bench/cuda_accuracy.py --output "$output" ;;
+    tf32) within 180 "$python" bench/cuda_one_product.py ;;
     bench)
       # shellcheck disable=SC2086 # several arguments are meant
       within 400 "$python" -m flash_attention bench --device cuda --output "$output" ${BENCH_ARGS:-}

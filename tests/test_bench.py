@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flash_attention import bench, bench_command, bench_measure, bench_report, bench_startup, bench_tuner, cli
 
@@ -216,3 +217,19 @@ def test_script_of_a_gpu_machine_goes_on_behind_a_failure(tmp_path: Path) -> Non
     assert done.stdout.count("FAILED (1)") == 2
     assert on_gpu(str(tmp_path), "everything", python="false").returncode == 2
     assert "Sections" in on_gpu(python="false").stdout
+
+
+def test_tf32_is_measured_beside_our_own_16_bits() -> None:
+    """The setting lasts for the measurement, and what is at 16 bits is no peer."""
+    cell = bench.grid("cpu", ["forward"], ["tf32"], [8], [16], ["full"])[0]
+    before = torch.get_float32_matmul_precision()
+    seen = []
+    with bench_measure.matmul_precision("high"):
+        seen.append(torch.get_float32_matmul_precision())
+    assert (seen, torch.get_float32_matmul_precision()) == (["high"], before)
+    result = bench_measure.measure(cell, "cpu", 0.001)
+    assert {bench.OURS, bench.OURS_AT_16_BITS} < set(result.seconds)
+    assert result.best_peer() == bench_measure.PYTORCH
+    assert torch.get_float32_matmul_precision() == before
+    peers = [bench_measure.PYTORCH, bench.OURS_AT_16_BITS]
+    assert f"x {bench.OURS_AT_16_BITS}" in bench_report.summary([result], peers)[0]

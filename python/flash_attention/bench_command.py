@@ -58,6 +58,8 @@ def run_grid(arguments: argparse.Namespace, device: str, folder: Path, machine: 
     seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)[device]
     cells = choose_cells(arguments, device)
     peers = list(bench_measure.peers(device))
+    if any(cell.dtype == bench.TF32 for cell in cells):
+        peers.append(bench.OURS_AT_16_BITS)
     sizes = sorted({(cell.seqlen, cell.batch) for cell in cells})
     print("batch " + ", ".join(f"{batch} at S {seqlen}" for seqlen, batch in sizes))
     heads = dict.fromkeys((cell.head_dim, cell.heads) for cell in cells)

@@ -11,6 +11,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from flash_attention import _native, flash_attention
-from flash_attention.bench import DTYPES, OURS, Cell, Result
+from flash_attention.bench import DTYPES, OURS, OURS_AT_16_BITS, TF32, Cell, Result
 
 Attention = Callable[..., torch.Tensor]
 Call = Callable[[], object]
@@ -100,7 +101,8 @@ def make_inputs(cell: Cell, device: str) -> tuple[torch.Tensor, ...]:
     """query, key and value, which want gradients where those are measured, and grad_output."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (cell.batch, cell.heads, cell.seqlen, cell.head_dim)
-    tensors = [torch.randn(shape, generator=generator, device=device).to(DTYPES[cell.dtype]) for _ in range(4)]
+    dtype = torch.float32 if cell.dtype == TF32 else DTYPES[cell.dtype]
+    tensors = [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(4)]
     return (*(tensor.requires_grad_(cell.op == "backward") for tensor in tensors[:3]), tensors[3])
 
 
@@ -121,13 +123,33 @@ def prepare(cell: Cell, inputs: tuple[torch.Tensor, ...], attention: Attention) 
     return call
 
 
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """torch.set_float32_matmul_precision, for a while."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def measure(cell: Cell, device: str, seconds: float) -> Result:
     """Time one cell, each peer for about `seconds`."""
+    with matmul_precision("high" if cell.dtype == TF32 else torch.get_float32_matmul_precision()):
+        return measure_under_setting(cell, device, seconds)
+
+
+def measure_under_setting(cell: Cell, device: str, seconds: float) -> Result:
+    """measure(), with the precision of products as it is set."""
     inputs = make_inputs(cell, device)
     synchronize(device)
     started = time.perf_counter()
     calls = {OURS: prepare(cell, inputs, flash_attention)}
     first_call = time.perf_counter() - started
+    if cell.dtype == TF32:
+        halves = tuple(x.detach().bfloat16().requires_grad_(x.requires_grad) for x in inputs)
+        calls[OURS_AT_16_BITS] = prepare(cell, halves, flash_attention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's reasons why a backend does not take the cell
         for name, attention in peers(device).items():

@@ -10,13 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flash_attention.bench import OURS, Result, geometric_mean
+from flash_attention.bench import OURS, OURS_AT_16_BITS, Result, geometric_mean
 from flash_attention.bench_measure import PYTORCH, Smallest
 from flash_attention.bench_startup import Startup
 from flash_attention.bench_tuner import Comparison
 
 UNITS = {"cpu": ("GFLOP/s", 1e9), "cuda": ("TFLOP/s", 1e12)}
-COLORS = {OURS: "#d1495b", PYTORCH: "#30638e", "flash": "#30638e", "cuDNN": "#6a994e", "efficient": "#9a8c98"}
+COLORS = {
+    OURS: "#d1495b",
+    OURS_AT_16_BITS: "#edae49",
+    PYTORCH: "#30638e",
+    "flash": "#30638e",
+    "cuDNN": "#6a994e",
+    "efficient": "#9a8c98",
+}
 SMALLEST_HEADER = f"{'smallest call, microseconds':46}{OURS:>17}{PYTORCH:>11}{'ratio':>8}"
 
 
