@@ -101,7 +101,9 @@ def test_bits_do_not_depend_on_the_process(device, tmp_path):
 
 
 def test_processes_at_once_on_a_cold_cache(device, tmp_path):
-    """One tunes each of two problems, the others take its record: all compute with one kernel, the bits are equal."""
+    """One tunes each of two problems, the others take its record: all compute with one kernel, the bits are equal. They
+    may share the compiling, where backward's kernels are built while forward is, but none is compiled twice.
+    """
     processes = [start(tmp_path / "cache", device, waits=True) for _ in range(8 if device.type == "cuda" else 2)]
     with contextlib.ExitStack() as stack:
         for process in processes:
@@ -113,7 +115,7 @@ def test_processes_at_once_on_a_cold_cache(device, tmp_path):
             process.stdin.flush()
         results = [finish(process) for process in processes]
     assert sum(result["tunings"] for result in results) == 2
-    assert all(result["compilations"] == 0 for result in results if not result["tunings"])
+    assert sum(result["compilations"] for result in results) == len(list((tmp_path / "cache").glob("kernel-*")))
     assert {result["digest"] for result in results} == {results[0]["digest"]}
     assert not any(result["damaged"] for result in results)
 

@@ -69,11 +69,11 @@ def errors(actual: Tensor, exact: Tensor) -> list[float]:
 def complaint(actual: Tensor, q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> str:
     """ "" where errors are at most 1.05 times those of TF32, but for what tensor cores cut off the sums over the keys.
 
-    That is less than 2^-25 of a sum for each 16 keys (TF32's own do it for each 8), and shows where terms have one sign
-    and roundings of thousands of them cancel.
+    That is less than 2^-23 of a sum, the last bit of a float, for each 16 keys (TF32's own do it for each 8), and shows
+    where terms have one sign and roundings of thousands of them cancel.
     """
     exact, peer = (attention(q, k, v, is_causal, scale, bits) for bits in (52, TF32_BITS))
-    cut = k.shape[-2] / 16 * 2.0**-25
+    cut = k.shape[-2] / 16 * 2.0**-23
     for part, (error, limit) in enumerate(zip(errors(actual, exact), errors(peer, exact), strict=True)):
         if not error <= 1.05 * limit + cut:
             where = f"columns {part - 1} mod 8" if part else "all"

@@ -128,6 +128,15 @@ def run(case: Case, device: str) -> None:
     assert all(tensor.isfinite().all() for tensor in (output, *gradients)), case
 
 
+def run_reduced(device: str) -> None:
+    """Forward in fp32 where TF32 is allowed: one product, on Hopper."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    for head_dim, is_causal in ((64, False), (128, True)):
+        query, key, value = torch.randn(3, 1, 2, 450, head_dim, device=device)
+        assert flash_attention(query, key, value, is_causal=is_causal).isfinite().all()
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def families(case: Case, target: str) -> dict[str, str]:
     """The family of kernels that each op of it is computed with, which must be in the cache."""
     compiled = [entry.text for entry in _native.cache_entries() if entry.kind == "kernel"]
@@ -144,8 +153,10 @@ def main() -> None:
     for case in cases:
         run(case, "cuda")
         calls.update((op, case.dtype, family) for op, family in families(case, target).items())
+    run_reduced("cuda")
     torch.cuda.synchronize()
     if target == HOPPER:
+        assert sum(" reduced " in entry.text for entry in _native.cache_entries() if entry.kind == "kernel") == 2
         missing = [(op, dtype) for op in OPS for dtype in DTYPES if not calls[op, dtype, "hopper"]]
         assert missing == [("backward", "fp32")], f"no kernels of Hopper for {missing}"
     print(f"{len(cases)} calls, forward and backward, on {target}")
