@@ -67,7 +67,7 @@ KINDS = (
     Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
     Kind("forward", "bf16", (40,), targets=HOPPER, causal_first=None),
     Kind("forward", "fp32", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
-    Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER, causal_first=None),
+    Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER),
     Kind("backward", "fp16", (64, 128), targets=HOPPER, causal_first=None),
     Kind("backward", "bf16", (40, 96), targets=HOPPER, causal_first=None),
 )
