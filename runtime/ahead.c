@@ -5,7 +5,7 @@
  *
  * These threads render, compile and store. They use neither the device nor the host (Python), change no result and no
  * choice, and if one fails nobody hears of it: whoever wants the kernel builds it and says why it cannot. They take no
- * signals. A forked child has none of them and begins anew. Before the process ends, fa_stop_building has the compiler
+ * signals. A forked child has none of them, waits for none. Before the process ends, fa_stop_building has the compiler
  * stop, where it can be told to (NVRTC 12.8; it listens but now and then), and waits. A handler of exit() would come
  * too late: libraries register their destructors as they go, and those that are registered last run first.
  */

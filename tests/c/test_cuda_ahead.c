@@ -176,15 +176,10 @@ static void in_child_exits(void *argument) {
   exit(0);
 }
 
-/* The child of a process that builds has no such threads. It builds for itself, and waits for nobody else's. */
+/* The child of a process that builds has no such threads, and waits for nobody else's. It compiles nothing for a GPU
+ * either: NVRTC's locks may be held by threads that it has not got, and CUDA does not work in a forked child. */
 static void in_grandchild(void *unused) {
   (void)unused;
-  char message[FA_MESSAGE_SIZE];
-  static help_case self;
-  help_make_case(&self, true);
-  self.call.device_type = FA_DEVICE_CUDA;
-  self.call.backward_follows = true;
-  fa_execute(&self.call, fa_default_host(), message);
   fa_stop_building();
   exit(0);
 }
