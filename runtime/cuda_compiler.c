@@ -38,9 +38,7 @@ void fa_cuda_compiler_info(char *text, size_t size) {
   fa_append(text, size, "\n");
 }
 
-/* A kernel of several functions: NVRTC optimises them in threads of its own. That costs a quarter more
- * time of the processor where there is one function. Registers are the same. Known of NVRTC 13; another one that
- * refuses the option is asked again without it. */
+/* Of an option that this NVRTC does not know, which is then left out. */
 enum { NVRTC_ERROR_INVALID_OPTION = 5 };
 
 /* Split at blanks, in place. Returns how many, or -1 if they are too many. */
