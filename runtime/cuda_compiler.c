@@ -6,15 +6,14 @@
 #include "runtime/nvrtc.h"
 #include "runtime/runtime.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { MAX_OPTIONS = 48 };
 
-/* For every kernel: the log says what registers and memory it takes. No influence on the code. */
+/* For every kernel: the log says what registers and memory it takes. No influence on the code. --split-compile is not
+ * used: with it NVRTC 13.2.86 spilled 1000 bytes of fp32 backward at head dim 256 on sm_120, without it at most 88. */
 static const char FIXED_OPTIONS[] = "--ptxas-options=-v";
 
 fa_status fa_cuda_compiler_identity(char identity[FA_COMPILER_LENGTH], char *message) {
@@ -37,9 +36,6 @@ void fa_cuda_compiler_info(char *text, size_t size) {
     fa_append(text, size, " sm_%d", nvrtc->arch[i]);
   fa_append(text, size, "\n");
 }
-
-/* Of an option that this NVRTC does not know, which is then left out. */
-enum { NVRTC_ERROR_INVALID_OPTION = 5 };
 
 /* Split at blanks, in place. Returns how many, or -1 if they are too many. */
 static int split_options(char *text, const char *options[MAX_OPTIONS]) {
@@ -110,30 +106,11 @@ static int is_over(void *stopped, void *reserved) {
   return atomic_load((const atomic_bool *)stopped);
 }
 
-/* The host's signals (Ctrl-C in Python) belong to the host's own threads, not to those that NVRTC starts. */
-static nvrtcResult compile(const fa_nvrtc *nvrtc, nvrtcProgram program, int count, const char *const *options,
-                           bool has_threads) {
-  sigset_t all, before;
-  sigfillset(&all);
-  if (has_threads)
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-  const atomic_bool *stopped = fa_build_stopped();
-  if (stopped && nvrtc->nvrtcSetFlowCallback)
-    nvrtc->nvrtcSetFlowCallback(program, is_over, (void *)stopped);
-  nvrtcResult error = nvrtc->nvrtcCompileProgram(program, count, options);
-  if (has_threads)
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-  return error;
-}
-
 static fa_status run(const fa_nvrtc *nvrtc, const fa_problem *problem, const fa_kernel *kernel,
-                     const fa_cuda_choice *choice, int threads, fa_compiled *compiled, char *message) {
-  char words[sizeof kernel->compile_options + 128], split[32] = "";
+                     const fa_cuda_choice *choice, fa_compiled *compiled, char *message) {
+  char words[sizeof kernel->compile_options + 128];
   const char *options[MAX_OPTIONS];
-  if (threads > 1)
-    snprintf(split, sizeof split, " --split-compile=%d", threads);
-  snprintf(words, sizeof words, "--gpu-architecture=%s %s%s %s", choice->name, FIXED_OPTIONS, split,
-           kernel->compile_options);
+  snprintf(words, sizeof words, "--gpu-architecture=%s %s %s", choice->name, FIXED_OPTIONS, kernel->compile_options);
   snprintf(compiled->command, sizeof compiled->command, "nvrtc %s", words);
   int count = split_options(words, options);
   if (count < 0)
@@ -143,11 +120,10 @@ static fa_status run(const fa_nvrtc *nvrtc, const fa_problem *problem, const fa_
   if (error != NVRTC_SUCCESS)
     return fa_fail(FA_FAILED, message, "NVRTC %s failed: %s", nvrtc->version, nvrtc->nvrtcGetErrorString(error));
   double start = fa_seconds();
-  error = compile(nvrtc, program, count, options, threads > 1);
-  if (error == NVRTC_ERROR_INVALID_OPTION && threads > 1) {
-    nvrtc->nvrtcDestroyProgram(&program);
-    return run(nvrtc, problem, kernel, choice, 1, compiled, message);
-  }
+  const atomic_bool *stopped = fa_build_stopped();
+  if (stopped && nvrtc->nvrtcSetFlowCallback)
+    nvrtc->nvrtcSetFlowCallback(program, is_over, (void *)stopped);
+  error = nvrtc->nvrtcCompileProgram(program, count, options);
   compiled->seconds = fa_seconds() - start;
   compiled->log = take_log(nvrtc, program);
   fa_status status = error == NVRTC_SUCCESS
@@ -170,9 +146,7 @@ fa_status fa_cuda_compile(const fa_problem *problem, const fa_kernel *kernel, fa
     return fa_fail(FA_UNSUPPORTED, message, "NVRTC %s does not compile for %s; it takes 12.0 or newer", nvrtc->version,
                    problem->target);
   snprintf(compiled->compiler, sizeof compiled->compiler, "NVRTC %s", nvrtc->version);
-  /* One thread: with --split-compile NVRTC 13.2.86 gives registers away, on sm_120 fp32 at head dim 256 went from 88
-   * bytes of spills to 1000, on sm_90a at head dim 64 from 0 to 68. */
-  status = run(nvrtc, problem, kernel, &choice, 1, compiled, message);
+  status = run(nvrtc, problem, kernel, &choice, compiled, message);
   if (status == FA_OK) {
     fa_cuda_read_usage(compiled->log, compiled);
     say_warnings(compiled->log);
