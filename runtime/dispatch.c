@@ -6,8 +6,7 @@
  *     resolve      the tuning record on disk names config and kernel, and the cache holds the kernel: load it.
  *     tune_once    nothing is known: one process generates, compiles and times candidates, and writes the record.
  *     pinned       instead of the last two, where only what is on disk may be used.
- *     look_ahead   for a forward whose gradients are wanted: backward's kernels are built meanwhile, if nobody has
- * them.
+ *     look_ahead   for a forward whose gradients are wanted: backward's kernels are built meanwhile.
  *
  * While the call's stream is captured into a CUDA graph, none of this happens: see find_in_capture.
  */
@@ -204,9 +203,8 @@ static fa_status resolve(const fa_device *device, const fa_problem *problem, con
   fa_key key;
   if (autotune == FA_TUNE_PINNED)
     return pinned(device, problem, bucket, shape, ready, message);
-  if (autotune == FA_TUNE_SOME &&
-      !fa_get_settings()
-           ->only_such_records) { /* an exhaustive search, if one was made, found at least as good a config */
+  /* An exhaustive search, if one was made, found at least as good a config. */
+  if (autotune == FA_TUNE_SOME && !fa_get_settings()->only_such_records) {
     fa_record_key(&key, device, problem, bucket, FA_TUNE_ALL);
     status = from_record(device, problem, &key, ready, message);
     fa_key_free(&key);

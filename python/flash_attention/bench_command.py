@@ -129,13 +129,6 @@ def run_in_cache(arguments: argparse.Namespace) -> None:
     machine = bench_measure.machine(device)
     print(machine)
     command = bench_report.command_line("python", "-m", "flash_attention")
-    measure = (
-        run_startup
-        if arguments.startup
-        else run_smallest
-        if arguments.smallest
-        else run_tuner
-        if arguments.tuner
-        else run_grid
-    )
+    measures = {"startup": run_startup, "smallest": run_smallest, "tuner": run_tuner}
+    measure = next((measures[name] for name in measures if getattr(arguments, name)), run_grid)
     measure(arguments, device, folder, machine, command)
