@@ -98,4 +98,15 @@ static inline void help_use_family(void) {
   fa_family_of_tests = &help_family;
 }
 
+/* In a child: where NVRTC has been opened, a fork may find its locks held. */
+static inline void in_child_ask_for_nvrtc(void *found) {
+  char identity[FA_COMPILER_LENGTH], message[FA_MESSAGE_SIZE];
+  *(bool *)found = fa_cuda_compiler_identity(identity, message) == FA_OK;
+}
+static inline bool help_has_nvrtc(void) {
+  bool *found = mmap(NULL, sizeof *found, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  IN_CHILD(in_child_ask_for_nvrtc, found);
+  return *found;
+}
+
 #endif
