@@ -179,6 +179,21 @@ static __device__ __forceinline__ void mask_block(float (&scores)[M_TILES][N_TIL
     mask_scores(scores, rows, first_key, seqlen_k);
 }
 
+//% if dtype != "fp32" || precision == "reduced"
+/* Of rows whose origin is so large that its rounding would count the largest score is subtracted first; of the others
+ * `largest` is 0. */
+static __device__ __forceinline__ void subtract_largest(float (&scores)[M_TILES][N_TILES][4],
+                                                        const float (&largest)[M_TILES][2], bool large)
+{
+  if (__any_sync(0xffffffffu, large))
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+      for (int i = 0; i < 4 * N_TILES; i++)
+        scores[m][i / 4][i % 4] -= largest[m][i / 2 % 2];
+}
+
+//% end
 //% if precision == "full"
 /* Scores become weights in place, and rows say what the sums must be multiplied by. */
 static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
@@ -215,13 +230,7 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
 //% end
     }
 //% if dtype != "fp32"
-  /* Rows whose origin is so large that its rounding would count: there the largest score is subtracted first. */
-  if (__any_sync(0xffffffffu, large))
-#pragma unroll
-    for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-      for (int i = 0; i < 4 * N_TILES; i++)
-        scores[m][i / 4][i % 4] -= largest[m][i / 2 % 2];
+  subtract_largest(scores, largest, large);
 //% end
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)

@@ -40,13 +40,7 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
       origin[m][h] = mine ? 0.0f : product;
       rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor * row_unit : old_product - product);
     }
-  /* Rows whose origin is so large that its rounding would count: there the largest score is subtracted first. */
-  if (__any_sync(0xffffffffu, large))
-#pragma unroll
-    for (int m = 0; m < M_TILES; m++)
-#pragma unroll
-      for (int i = 0; i < 4 * N_TILES; i++)
-        scores[m][i / 4][i % 4] -= largest[m][i / 2 % 2];
+  subtract_largest(scores, largest, large);
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
