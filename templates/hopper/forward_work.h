@@ -12,6 +12,10 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
 {
   const u32 query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M), heads = (u32)(params.batch * params.heads_q);
   u32 index, block;
+//% if !persistent
+  if (round++) /* there is one tile for each block of threads */
+    return false;
+//% end
 //% if causal && persistent
   /* A tile with many keys, and then that one of the same head which has so few that all such pairs have equally many. The
    * one in the middle of an odd number has none to go with. */
@@ -26,10 +30,8 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
     alone = round % 2 && 2 * pair + 1 == query_blocks;
   }
 //% elif causal
-  /* One tile for each block of threads, handed out in this order: so many heads together that their K and V take half of
-   * the cache (50 MB); of these, tiles with most keys first. */
-  if (round++)
-    return false;
+  /* Handed out in this order: so many heads together that their K and V take half of the cache (50 MB); of these, tiles
+   * with most keys first. */
   const u32 shared_by = (u32)(params.heads_q / params.heads_kv);
   const long long bytes = params.seqlen_k * KEY_AND_VALUE_BYTES;
   const u32 together = (u32)max(min((25ll << 20) / max(bytes, 1ll) * shared_by, (long long)heads), 1ll);
@@ -37,12 +39,15 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
   const u32 present = min(together, heads - group * together);
   index = group * together + rest % present;
   block = query_blocks - 1 - rest / present;
-//% else
+//% elif persistent
   const u32 tile = round++ * gridDim.x + blockIdx.x;
   index = tile / query_blocks;
   block = tile % query_blocks;
   if (index >= heads)
     return false;
+//% else
+  index = blockIdx.x / query_blocks;
+  block = blockIdx.x % query_blocks;
 //% end
   w.batch = (int)(index / (u32)params.heads_q);
   w.head = (int)(index % (u32)params.heads_q);
