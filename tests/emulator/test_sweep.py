@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from emulator import command, data, infinite, sweep, tensors
 from emulator.attention import Case
 from emulator.data import DATA
+from emulator.machine import Settings
 from emulator.sweep import Kind
 from emulator.tensors import LAYOUTS, TORCH
 from flash_attention import cli
@@ -115,6 +117,19 @@ def test_every_feature_is_swept(kind: Kind) -> None:
     assert any(case.scale < 0 for case in cases)
     assert {case.settings.timing for case in cases} == set(sweep.TIMINGS)
     assert {case.settings.shuffle for case in cases} == {False, True}
+
+
+def test_every_feature_is_swept_causal_and_full() -> None:
+    """By one dtype, or by two that share the kernels but for the type's own instructions."""
+    swept = defaultdict(set)
+    for kind in sweep.KINDS:
+        family = (kind.op, kind.dtype == "fp32", kind.precision, kind.deterministic, kind.targets)
+        for case in (case for group in sweep.every_feature(kind) for case in group):
+            scale = None if math.isnan(case.scale) else case.scale  # NaN is equal only to itself
+            feature = replace(case, dtype="", causal=False, settings=Settings(), scale=0.0)
+            swept[family, feature, scale].add(case.causal)
+    once = {feature.config for (_, feature, _), masks in swept.items() if masks != {False, True}}
+    assert once == {sweep.MANY_KEYS.config}  # what it shows, only causal kernels do
 
 
 @pytest.mark.parametrize("causal", [False, True])
