@@ -157,6 +157,12 @@ $(BUILD)/tests/%.passed: $(BUILD)/tests/%
 	$(RUNNER) $<
 	@touch $@
 
+# Compiled two at a time; run one after another, as some of them measure time.
+$(TESTS:%=$(BUILD)/tests/%.passed): | programs
+.PHONY: programs
+programs:
+	@$(MAKE) --no-print-directory -j 2 $(TESTS:%=$(BUILD)/tests/%)
+
 .SECONDARY:
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 
