@@ -27,7 +27,7 @@ enum {
   THREADS = 128 * (CONSUMERS + 1),
   CONSUMER_REGISTERS = 240,
   PRODUCER_REGISTERS = 24,
-  OTHER_REGISTERS = 24, /* beside sums and operands */
+  OTHER_REGISTERS = 28, /* beside sums and operands */
   MAX_DIM = 128,
 };
 
@@ -105,8 +105,8 @@ static int check_problem(const fa_problem *problem, char *message, size_t messag
 static int check_keys(const fa_problem *problem, two_pass_config c, char *message, size_t message_size) {
   if (c.block_n != TILE_ROWS)
     snprintf(message, message_size, "block_n is %d; it must be %d", c.block_n, TILE_ROWS);
-  else if (c.block_m != 64 && ((c.block_m != 96 && c.block_m != 128) || problem->head_dim > 64 || problem->head_dim_v > 64))
-    snprintf(message, message_size, "block_m is %d; it must be 64, or 128 with head dims up to 64", c.block_m);
+  else if (c.block_m != 64 && (c.block_m != 96 || problem->head_dim > 64 || problem->head_dim_v > 64))
+    snprintf(message, message_size, "block_m is %d; it must be 64, or 96 with head dims up to 64", c.block_m);
   else if (c.num_stages < 2 || c.num_stages > 4) /* Q of the last step, whose dK is under way, and the next */
     snprintf(message, message_size, "num_stages is %d; it must be 2 to 4", c.num_stages);
   else if (keys_shared(problem, c) > SHARED_LIMIT)
@@ -142,47 +142,25 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
   return check_queries(problem, c, message, message_size);
 }
 
-/* What to try, best guess first, by the larger head dim: each of one pass with each of the other. A first number of 0
- * ends a list. */
-typedef struct keys_choices {
+/* What to try, best guess first, by the larger head dim. A block_m of 0 ends a list. */
+typedef struct choices {
   int dim;
-  struct {
-    int block_m, num_stages;
-  } list[3];
-} keys_choices;
-static const keys_choices keys_lists[] = {
-    {64, {{96, 3}, {128, 2}}},
-    {MAX_DIM, {{64, 3}, {64, 2}}},
-};
-
-typedef struct queries_choices {
-  int dim;
-  struct {
-    int block_n, stages, persistent;
-  } list[4];
-} queries_choices;
-static const queries_choices queries_lists[] = {
-    {64, {{128, 3, 1}, {128, 3, 0}, {64, 3, 1}}},
-    {MAX_DIM, {{96, 3, 1}, {96, 3, 0}, {64, 3, 1}}},
-    {192, {{80, 2, 1}, {80, 2, 0}, {64, 2, 1}}},
-    {FA_MAX_HEAD_DIM, {{64, 2, 1}, {64, 2, 0}}},
+  two_pass_config list[4];
+} choices;
+static const choices lists[] = {
+    {64, {{96, 128, 3, 128, 3, 1}, {96, 128, 3, 128, 3, 0}, {64, 128, 3, 128, 2, 1}}},
+    {MAX_DIM, {{64, 128, 3, 96, 3, 1}, {64, 128, 3, 96, 3, 0}, {64, 128, 2, 112, 2, 1}}},
 };
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   (void)shape;
   const int dim = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
-  const keys_choices *keys = keys_lists;
-  const queries_choices *queries = queries_lists;
-  while (keys->dim < dim)
-    keys++;
-  while (queries->dim < dim)
-    queries++;
+  const choices *of = lists;
+  while (of->dim < dim)
+    of++;
   int count = 0;
-  for (int k = 0; keys->list[k].block_m; k++)
-    for (int q = 0; queries->list[q].block_n; q++)
-      write_config((two_pass_config){keys->list[k].block_m, TILE_ROWS, keys->list[k].num_stages,
-                                     queries->list[q].block_n, queries->list[q].stages, queries->list[q].persistent},
-                   &configs[count++]);
+  for (; of->list[count].block_m; count++)
+    write_config(of->list[count], &configs[count]);
   return count;
 }
 

@@ -139,7 +139,7 @@ static __device__ __forceinline__ void differentiate(const struct fa_params &par
                                                      int warpgroup, struct ring<1> &queries, struct ring<STAGES> &keys,
                                                      struct ring<VALUE_STAGES> &values)
 {
-  const u32 query_tile = shared + QUERIES + warpgroup * 64 * 128, grad_tile = shared + GRADS + warpgroup * 64 * 128;
+  u32 query_tile = shared + QUERIES + warpgroup * 64 * 128, grad_tile = shared + GRADS + warpgroup * 64 * 128;
   float grad_query[DIM_K / 8][4] = {}, scores[BLOCK_N / 8][4], d_scores[BLOCK_N / 8][4];
   u32 left[BLOCK_N / 16][4]; /* d_scores at 16 bits */
   struct rows rows;
@@ -163,6 +163,8 @@ static __device__ __forceinline__ void differentiate(const struct fa_params &par
   for (block--; block >= 0; block--) {
     const struct ring<STAGES> last_keys = keys;
     advance(keys);
+    forget_address(query_tile);
+    forget_address(grad_tile);
     wait_full(shared + KEY_FULL, keys);
     multiply_columns<DIM_QK>(scores, query_tile, shared + KEYS + keys.stage * KEY_BYTES);
 //% if dq_stages == 2
