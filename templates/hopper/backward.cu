@@ -88,7 +88,8 @@ static __device__ __forceinline__ void publish_d_scores(const u32 (&d_scores)[BL
 
 /* From weights to d_scores, and dV under way. The last step's dK is there, too. */
 static __device__ __forceinline__ void finish_scores(struct scores &scores, float (&grad_key)[DIM_K / 8][4],
-                                                     float (&grad_value)[DIM_V / 8][4], u32 (&weights)[BLOCK_M / 16][4], const struct step &step,
+                                                     float (&grad_value)[DIM_V / 8][4],
+                                                     u32 (&weights)[BLOCK_M / 16][4], const struct step &step,
                                                      const struct fa_params &params, const struct work &w, int warpgroup,
                                                      const unsigned char *memory, u32 shared)
 {
