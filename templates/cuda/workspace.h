@@ -27,13 +27,14 @@ static __device__ __forceinline__ int query_blocks(const struct fa_params &param
 /* The part of one head. */
 static __device__ __forceinline__ struct workspace find_workspace(const struct fa_params &params, int batch, int head)
 {
+//% if dq_sums
+  long long per_head = query_blocks(params), all = params.batch * params.heads_q * per_head;
+//% else
   long long per_head = query_blocks(params);
+//% end
   long long first = (batch * params.heads_q + head) * per_head;
   struct workspace w;
   char *at = (char *)params.workspace;
-//% if dq_sums
-  const long long all = params.batch * params.heads_q * per_head;
-//% end
 //% if dtype == "fp32"
   /* K and V come first, see split_keys.h. */
   at += split_bytes(params);
