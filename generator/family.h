@@ -39,11 +39,12 @@ static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 static inline int64_t ceil_div64(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
-extern const fa_family fa_family_amx;         /* family_amx.c */
-extern const fa_family fa_family_cpu;         /* family_cpu.c */
-extern const fa_family fa_family_cuda;        /* family_cuda.c */
-extern const fa_family fa_family_hopper;      /* family_hopper.c */
-extern const fa_family fa_family_hopper_fp32; /* family_hopper_fp32.c */
+extern const fa_family fa_family_amx;             /* family_amx.c */
+extern const fa_family fa_family_cpu;             /* family_cpu.c */
+extern const fa_family fa_family_cuda;            /* family_cuda.c */
+extern const fa_family fa_family_hopper;          /* family_hopper.c */
+extern const fa_family fa_family_hopper_fp32;     /* family_hopper_fp32.c */
+extern const fa_family fa_family_hopper_two_pass; /* family_hopper_two_pass.c */
 
 extern const fa_family *fa_family_of_tests; /* NULL, or looked at before all others */
 

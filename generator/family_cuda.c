@@ -291,6 +291,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
+         fa_constants_offer_int(constants, "dq_sums", 1) |
          fa_constants_offer_int(constants, "log2_sums", 0) | /* takes registers that it has not */
          fa_constants_offer_int(constants, "sums_like_hopper", follows_hopper(problem)) |
          fa_constants_offer_int(constants, "vector_reduce", architecture_of(problem->target) >= 90) |

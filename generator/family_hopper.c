@@ -236,7 +236,8 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "consumer_registers", consumer_registers(problem, c)) |
          fa_constants_offer_int(constants, "producer_registers", producer_registers(problem, c)) |
          fa_constants_offer_int(constants, "max_of_three", 1) | fa_constants_offer_int(constants, "vector_reduce", 1) |
-         fa_constants_offer_int(constants, "ordered", 0) | fa_constants_offer_int(constants, "log2_sums", 1) |
+         fa_constants_offer_int(constants, "ordered", 0) | fa_constants_offer_int(constants, "dq_sums", 1) |
+         fa_constants_offer_int(constants, "log2_sums", 1) |
          fa_constants_offer_int(constants, "query_stages", query_stages(problem, c)) |
          fa_constants_offer_int(constants, "dq_by_columns", dq_by_columns(c)) |
          fa_constants_offer_int(constants, "dq_n", dq_by_columns(c) ? 64 : round_up(problem->head_dim, 8)) |

@@ -152,6 +152,18 @@ def test_hopper_fp32_in_one_product() -> None:
     check_hopper("forward", kernels, "reduced")
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_hopper_in_two_passes(dtype: str) -> None:
+    """Deterministic backward: head dims of every kind, and each config with either mask."""
+    dims = [(8, 8), (80, 80), (96, 96), (8, 64)] if dtype == "fp16" else [(72, 40), (72, 128), (128, 8), (120, 120)]
+    kernels = [(dtype, *d, causal, "") for d, causal in itertools.product(dims, (False, True))]
+    d = 64 if dtype == "fp16" else 128
+    for causal in (False, True):
+        problem = _native.problem("backward", dtype, d, d, causal, f"cuda:{HOPPER}", deterministic=True)
+        kernels += [(dtype, d, d, causal, config) for config in _native.list_configs(problem)]
+    check_hopper("backward", kernels, deterministic=True)
+
+
 @pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
 @pytest.mark.parametrize(
     ("op", "dtype", "precision"),
@@ -171,22 +183,25 @@ def test_every_config_of_hopper(op: str, dtype: str, precision: str, head_dim: i
         check_hopper(op, kernels, precision)
 
 
-def check_hopper(op: str, kernels: Iterable[tuple[str, int, int, bool, str]], precision: str = "full") -> None:
+def check_hopper(
+    op: str, kernels: Iterable[tuple[str, int, int, bool, str]], precision: str = "full", deterministic: bool = False
+) -> None:
     """Each is the family's own."""
 
     def complaint_of(kernel: tuple[str, int, int, bool, str]) -> str | None:
         dtype, head_dim, head_dim_v, causal, config = kernel
-        problem = _native.problem(op, dtype, head_dim, head_dim_v, causal, f"cuda:{HOPPER}", precision=precision)
+        target = f"cuda:{HOPPER}"
+        problem = _native.problem(op, dtype, head_dim, head_dim_v, causal, target, deterministic, precision)
         compiled = _native.compile_kernel(problem, config)
         # In fp32, above 192 columns of V, sums and parts take 192 of 240 registers: a dozen addresses and statistics do
         # not fit.
         parts = dtype == "fp32" and precision == "full"
-        limit = 208 if parts and head_dim_v > 192 else HOPPER_SPILL_LIMIT[op]
+        limit = 208 if parts and head_dim_v > 192 else 0 if deterministic else HOPPER_SPILL_LIMIT[op]
         if compiled.spill_bytes > limit or "arning" in compiled.log or "(C75" in compiled.log:
             return f"{kernel}: {compiled.spill_bytes} bytes spilled\n{compiled.log}"
         if shared_bytes(problem, config) > SHARED_LIMIT[HOPPER]:
             return f"{kernel}: {shared_bytes(problem, config)} bytes of shared memory"
-        own = f"hopper/{op}_fp32.cu" if parts else f"hopper/{op}.cu"
+        own = f"hopper/{op}{'_fp32' * parts}{'_two_pass' * deterministic}.cu"
         return None if f"templates/{own}," in _native.source(problem, config)[0] else f"{kernel}: another family"
 
     with ThreadPoolExecutor(2) as pool:

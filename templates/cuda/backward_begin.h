@@ -1,6 +1,9 @@
 /*
  * First phase, a block of threads for BLOCK_M queries: delta = rowsum(dO * O) (FlashAttention-2, algorithm 2), the
- * statistics that forward left in the form that the next phase reads, and a clean start for dQ.
+ * statistics that forward left in the form that the next phases read.
+//% if dq_sums
+ * It also makes a clean start for the sums of dQ.
+//% end
 //% if dtype == "fp32"
  * It also splits Q and dO into fp16 parts.
 //% end
@@ -82,10 +85,10 @@ begin_queries(const __grid_constant__ struct fa_params params)
   else
 //% end
     write_statistics<32, false>(params, w.stats + block * BLOCK_M, batch, head, first);
-//% if ordered
+//% if dq_sums && ordered
   if (threadIdx.x < WARPS)
     w.turns[block * WARPS + threadIdx.x] = 0;
-//% else
+//% elif dq_sums
   float4 *grad_query = (float4 *)(w.grad_query + (long long)block * (BLOCK_M * DIM_QK));
   for (int i = threadIdx.x; i < BLOCK_M * DIM_QK / 4; i += BEGIN_THREADS)
     grad_query[i] = make_float4(0, 0, 0, 0);

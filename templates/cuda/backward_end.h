@@ -17,6 +17,7 @@ static __device__ __forceinline__ void store_gradient(const struct fa_tensor &to
     store_row<TILES, DIM>(to, (element *)to.data + head_offset(to, batch, head, at), at < rows, 8 * first_tile, gradient, h);
   }
 }
+//% if dq_sums
 
 enum { END_THREADS = ${end_threads} };
 
@@ -44,3 +45,4 @@ extern "C" __global__ void __launch_bounds__(END_THREADS) end_queries(const __gr
                                 first_tile, gradient, (float)params.softmax_scale);
   }
 }
+//% end

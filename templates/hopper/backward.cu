@@ -35,6 +35,8 @@ enum {
   CONSUMERS = BLOCK_N / 64,
   WARPS = 4 * CONSUMERS,
   THREADS = 128 * (CONSUMERS + 1),
+  QUERY_BOX = BLOCK_M, /* rows of a box of Q or dO, and of K or V, that TMA loads */
+  KEY_BOX = BLOCK_N,
   M_PART = BLOCK_M,
   KEY_BYTES = CHUNKS_QK * BLOCK_N * 128,
   VALUE_BYTES = CHUNKS_V * BLOCK_N * 128,
@@ -65,57 +67,12 @@ typedef half_bits element;
 //% include "hopper/backward_produce.h"
 //% include "hopper/fragments.h"
 //% include "hopper/backward_products.h"
-
-/* A consumer's step: where it is in the rings and in the queries. */
-struct step {
-  int number;
-  struct ring<STAGES> stage;
-  struct ring<2> tiles; /* of d_scores */
-  struct cursor at;
-};
-
-static __device__ __forceinline__ void advance(struct step &step, const struct fa_params &params, const struct work &w)
-{
-  step.number++;
-  advance(step.stage);
-  advance(step.tiles);
-  advance(step.at, params, w);
-}
-
-static __device__ __forceinline__ const struct row_stats *find_stats(const struct step &step, const unsigned char *memory)
-{
-  return (const struct row_stats *)(memory + STATS + step.stage.stage * STATS_BYTES) + threadIdx.x % 4 * 2;
-}
+//% include "hopper/backward_d_scores.h"
+//% include "hopper/backward_steps.h"
 
 static __device__ __forceinline__ float *find_grad_query(const struct step &step)
 {
   return step.at.at.grad_query + (long long)step.at.block * (BLOCK_M * DIM_QK);
-}
-
-/* Does some query of the step not see some key of the block? */
-static __device__ __forceinline__ bool is_masked(const struct step &step, const struct work &w)
-{
-//% if causal
-  if (w.first_key + BLOCK_N > step.at.block * BLOCK_M + 1)
-    return true;
-//% end
-  return w.first_key + BLOCK_N > w.seqlen_k;
-}
-
-template <bool WEIGHTS, bool D_SCORES>
-static __device__ __forceinline__ void mask_step(struct scores &scores, const struct step &step, const struct work &w)
-{
-  const int lane = threadIdx.x % 32, first_key = w.first_key + (threadIdx.x / 32 - 4) * 16;
-  if (is_masked(step, w))
-    mask_scores<WEIGHTS, D_SCORES>(scores, w, first_key + lane / 4, step.at.block * BLOCK_M + lane % 4 * 2);
-}
-
-static __device__ __forceinline__ void begin_scores(struct scores &scores, const struct step &step, int warpgroup,
-                                                    u32 shared)
-{
-  wait_full(shared + QUERY_FULL, step.stage);
-  multiply_rows<DIM_QK, BLOCK_N>(scores.weights, shared + KEYS + warpgroup * 64 * 128,
-                                 shared + QUERIES + step.stage.stage * QUERY_BYTES);
 }
 
 /* To the tile that all warpgroups see. */
@@ -129,17 +86,10 @@ static __device__ __forceinline__ void publish_d_scores(const u32 (&d_scores)[BL
   release(shared + D_SCORE_FULL, step.tiles);
 }
 
-static __device__ __forceinline__ void begin_grad_value(float (&grad_value)[DIM_V / 8][4],
-                                                        u32 (&weights)[BLOCK_M / 16][4], const struct scores &scores,
-                                                        const struct step &step, u32 shared)
-{
-  pack_fragments(weights, scores.weights);
-  add_grad_value(grad_value, weights, shared + GRADS + step.stage.stage * GRAD_BYTES);
-}
-
 /* From weights to d_scores, and dV under way. The last step's dK is there, too. */
 static __device__ __forceinline__ void finish_scores(struct scores &scores, float (&grad_key)[DIM_K / 8][4],
-                                                     float (&grad_value)[DIM_V / 8][4], u32 (&weights)[BLOCK_M / 16][4], const struct step &step,
+                                                     float (&grad_value)[DIM_V / 8][4],
+                                                     u32 (&weights)[BLOCK_M / 16][4], const struct step &step,
                                                      const struct fa_params &params, const struct work &w, int warpgroup,
                                                      const unsigned char *memory, u32 shared)
 {

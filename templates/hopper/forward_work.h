@@ -10,7 +10,10 @@ struct work {
 /* The next tile of this block of threads, which has taken `round` of them; false behind the last. */
 static __device__ __forceinline__ bool next_work(const struct fa_params &params, u32 &round, struct work &w)
 {
-  const u32 query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M), heads = (u32)(params.batch * params.heads_q);
+  const u32 query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
+//% if causal || persistent
+  const u32 heads = (u32)(params.batch * params.heads_q);
+//% end
   u32 index, block;
 //% if !persistent
   if (round++) /* there is one tile for each block of threads */

@@ -62,12 +62,14 @@ static __device__ __forceinline__ void release_and_advance(u32 barriers, struct 
 }
 
 /* ROWS rows of a tensor from `row` on, in chunks of 64 columns; what lies outside of the tensor becomes zero. The barrier
- * has been told how many bytes come. */
-template <int ROWS, int CHUNKS>
+ * has been told how many bytes come. A box of the tensor's map has BOX rows. */
+template <int ROWS, int CHUNKS, int BOX = ROWS>
 static __device__ __forceinline__ void load_rows(u32 tile, const struct tensor_map *map, u32 full, int row, int head,
                                                  int batch)
 {
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; chunk++)
-    tensor_load(tile + chunk * ROWS * 128, map, full, 64 * chunk, row, head, batch);
+#pragma unroll
+    for (int first = 0; first < ROWS; first += BOX)
+      tensor_load(tile + (chunk * ROWS + first) * 128, map, full, 64 * chunk, row + first, head, batch);
 }

@@ -225,6 +225,9 @@ static void test_grid(void) {
           snprintf(problem.target, sizeof problem.target, "%s", targets[t]);
           problem.precision = dtype == 0 && d == 1 ? FA_PRECISION_REDUCED : FA_PRECISION_FULL;
           check_problem(&problem, d == 0 ? 3 : 1);
+          problem.deterministic = op == FA_BACKWARD && d < 2;
+          if (problem.deterministic)
+            check_problem(&problem, 1);
         }
 }
 

@@ -24,6 +24,7 @@ class Call:
         family = "hopper " if self.case.target.endswith("a") else ""
         family += "fp32 " if family and self.case.dtype == "fp32" else ""
         family += "one-product " if family and self.case.precision == "reduced" else ""
+        family += "two-pass " if family and self.case.deterministic else ""
         case = replace(self.case, settings=settings)
         return emulate(case, lambda op, source: change(family + op, source))
 

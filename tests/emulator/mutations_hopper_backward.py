@@ -114,8 +114,8 @@ MUTATIONS = [
     _mutation("dO counted by Q's barrier", LONG,
               "full = shared + GRAD_FULL + 8 * grads.stage;", "full = shared + QUERY_FULL + 8 * grads.stage;"),
     _mutation("dO of the group's first head", GROUPED,
-              "now.block * BLOCK_M,\n                                 now.head, w.batch);",
-              "now.block * BLOCK_M,\n                                 w.kv_head * w.group_size, w.batch);"),
+              "full,\n                                            now.block * BLOCK_M, now.head",
+              "full,\n                                            now.block * BLOCK_M, w.kv_head * w.group_size"),
     _mutation("V of the block of keys before", GROUPED,
               "value_map, shared + KEY_FULL, w.first_key,", "value_map, shared + KEY_FULL, 0,"),
     # --- consumers: what is waited for

@@ -73,6 +73,8 @@ KINDS = (
     Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER),
     Kind("backward", "fp16", (64, 128), targets=HOPPER, causal_first=None, causal_feature_first=False),
     Kind("backward", "bf16", (40, 96), targets=HOPPER, causal_first=None, causal_feature_first=True),
+    Kind("backward", "fp16", (64,), deterministic=True, targets=HOPPER),
+    Kind("backward", "bf16", (128,), deterministic=True, targets=HOPPER, causal_first=True),
 )
 FEATURES_HEAD_DIM = 40
 PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"  # one of those that are swept at that head dim
@@ -112,6 +114,9 @@ def _at_borders(case: Case) -> Iterator[Case]:
     Of a persistent kernel, the blocks of threads are fewer than the tiles of queries, where there are several.
     """
     sizes = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", case.config)}
+    if "dq_block_n" in sizes:
+        yield from _two_passes_at_borders(case, sizes)
+        return
     m, n = sizes["block_m"], sizes["block_n"]
     lengths: tuple[tuple[int, int], ...] = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
     if case.op == "backward" and case.target in HOPPER:  # rings of tiles of queries go round
@@ -123,6 +128,15 @@ def _at_borders(case: Case) -> Iterator[Case]:
         yield one
 
 
+def _two_passes_at_borders(case: Case, sizes: dict[str, int]) -> Iterator[Case]:
+    """Rings of each pass go round; last blocks of each kind have one row; tiles of queries come in pairs or alone."""
+    m, keys, dq_tile = sizes["block_m"], sizes["dq_block_n"], 128
+    one = replace(case, heads_q=1, processors=1)
+    yield replace(one, seqlen_q=m * sizes["num_stages"] + 1, seqlen_k=sizes["block_n"] - 1)
+    yield replace(one, seqlen_q=m, seqlen_k=keys * (sizes["dq_stages"] + 1) + 1)
+    yield replace(one, seqlen_q=2 * dq_tile + 1, seqlen_k=keys, heads_q=2, heads_kv=1, processors=2)
+
+
 def every_config(kind: Kind) -> list[list[Case]]:
     """Each candidate at each head dim, a list of cases for each kernel."""
     groups = []
@@ -131,8 +145,8 @@ def every_config(kind: Kind) -> list[list[Case]]:
         for causal in (False, True):
             base = kind.case(d, causal, target)
             numbers = {config: i for i, config in enumerate(configs_of(replace(base, head_dim=8)))}  # nearly all fit
-            for config in configs_of(base):
-                index = numbers.get(config, len(numbers))
+            for place_of_own, config in enumerate(configs_of(base)):
+                index = numbers.get(config, len(numbers) + kind.deterministic * place_of_own)
                 if kind.causal_first is None or (index + place + kind.causal_first) % 2 == causal:
                     cases = _at_borders(replace(base, config=config))
                     groups.append([replace(c, settings=settings_of(i + index)) for i, c in enumerate(cases)])
@@ -143,6 +157,8 @@ def every_feature(kind: Kind) -> list[list[Case]]:
     """All that a call may ask for, with the best guess of a config; one list a kernel."""
     groups = []
     target = kind.targets[0]
+    if kind.deterministic and target in HOPPER:
+        return _features_of_two_passes(kind)
     for causal in (False, True):
         turns = slice(None) if kind.causal_feature_first is None else slice(causal ^ kind.causal_feature_first, None, 2)
         base = replace(kind.case(FEATURES_HEAD_DIM, causal, target), seqlen_q=70, heads_q=1)
@@ -167,6 +183,22 @@ def every_feature(kind: Kind) -> list[list[Case]]:
         if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.dtype == kind.dtype:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
     return groups
+
+
+def _features_of_two_passes(kind: Kind) -> list[list[Case]]:
+    """What is not as in one pass, on which the other kinds look; a kind has one of the masks."""
+    causal = bool(kind.causal_first)
+    base = replace(kind.case(FEATURES_HEAD_DIM, causal, HOPPER[0]), seqlen_q=70, heads_q=1)
+    sizes = ((1, 130), (130, 1), (63, 65), (129, 64), (17, 200), (200, 127))
+    cases = [replace(base, seqlen_q=sq, seqlen_k=sk) for sq, sk in sizes]
+    cases += [replace(base, without=without) for without in (("grad_query",), ("grad_key", "grad_value"))]
+    if not causal:
+        wide = replace(base, head_dim=72, head_dim_v=128, seqlen_q=140, seqlen_k=66)
+        return [[_with_seed(case, i) for i, case in enumerate(cases)], [replace(wide, settings=settings_of(1))]]
+    cases.append(replace(base, batch=2, heads_q=4, heads_kv=2, seqlen_q=33, seqlen_k=140, processors=3))
+    cases.append(replace(base, layout="bshd", heads_q=3, heads_kv=1, scale=-0.1, data="large"))
+    cases.append(replace(base, data="infinite", batch=NUM_SLOTS, seqlen_k=100))
+    return [[_with_seed(case, i) for i, case in enumerate(cases)]]
 
 
 def _with_seed(case: Case, seed: int) -> Case:

@@ -161,6 +161,9 @@ template <int PENDING> static __forceinline__ void wgmma_wait() {
 #ifdef EMU_HAS_keep_registers
 template <int N> static __forceinline__ void keep_registers(float (&)[N]) {}
 #endif
+#ifdef EMU_HAS_forget_address
+static __forceinline__ void forget_address(unsigned &) {}
+#endif
 
 /* --- warps ------------------------------------------------------------------------------------------------------- */
 
