@@ -37,9 +37,11 @@ class Kind:
     deterministic: bool = False
     precision: str = "full"
     targets: tuple[str, ...] = TARGETS  # in turn
-    # Which mask is the first config's; others take turns. None: all are run with both.
-    causal_first: bool | None = False
-    # Likewise of a call's features: another dtype of the same kernels begins with the other mask.
+    # With how many kernels a config runs: at one head dim after another of those that it is offered at, and with the
+    # masks by turns.
+    kernels: int = 1
+    causal_first: bool = False  # which mask the first config begins with; the second one begins with the other
+    # Likewise of a call's features; None: they run with both. Another dtype of the same kernels begins with the other.
     causal_feature_first: bool | None = None
 
     @property
@@ -56,25 +58,27 @@ class Kind:
 
 
 # bf16 and fp16 differ in conversions and in one instruction: the large head dims are swept with one of them, and each
-# feature of a call with one mask for one and the other for the other. Forward is always repeatable, and so is backward
-# in fp32.
+# config, and each feature of a call, with one mask for one and the other for the other. Forward is always repeatable,
+# and so is backward in fp32.
+FIRST = {"causal_first": False, "causal_feature_first": False}
+SECOND = {"causal_first": True, "causal_feature_first": True}
 KINDS = (
-    Kind("forward", "fp32", (33, 128, 256)),
-    Kind("forward", "fp16", (33, 128, 256), causal_feature_first=False),
-    Kind("forward", "bf16", (33, 64), causal_feature_first=True),
-    Kind("backward", "fp32", (33, 128, 256)),
-    Kind("backward", "fp16", (33, 128, 256), causal_feature_first=False),
-    Kind("backward", "bf16", (33, 64), causal_feature_first=True),
-    Kind("backward", "fp16", (64,), deterministic=True, causal_feature_first=False),
-    Kind("backward", "bf16", (33,), deterministic=True, causal_first=True, causal_feature_first=True),
-    Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, causal_first=None, causal_feature_first=False),
-    Kind("forward", "bf16", (40,), targets=HOPPER, causal_first=None, causal_feature_first=True),
-    Kind("forward", "fp32", (64, 128, 192, 256), targets=HOPPER, causal_first=None),
-    Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER),
-    Kind("backward", "fp16", (64, 128), targets=HOPPER, causal_first=None, causal_feature_first=False),
-    Kind("backward", "bf16", (40, 96), targets=HOPPER, causal_first=None, causal_feature_first=True),
-    Kind("backward", "fp16", (64,), deterministic=True, targets=HOPPER),
-    Kind("backward", "bf16", (128,), deterministic=True, targets=HOPPER, causal_first=True),
+    Kind("forward", "fp32", (33, 128, 256), kernels=2),
+    Kind("forward", "fp16", (33, 128, 256), **FIRST),
+    Kind("forward", "bf16", (33, 64), **SECOND),
+    Kind("backward", "fp32", (33, 128, 256), kernels=2),
+    Kind("backward", "fp16", (33, 128, 256), **FIRST),
+    Kind("backward", "bf16", (33, 64), **SECOND),
+    Kind("backward", "fp16", (64,), deterministic=True, **FIRST),
+    Kind("backward", "bf16", (33,), deterministic=True, **SECOND),
+    Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, kernels=2, **FIRST),
+    Kind("forward", "bf16", (40, 128), targets=HOPPER, **SECOND),
+    Kind("forward", "fp32", (64, 128, 192, 256), targets=HOPPER, kernels=2),
+    Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER, kernels=2),
+    Kind("backward", "fp16", (64, 128), targets=HOPPER, **FIRST),
+    Kind("backward", "bf16", (40, 96), targets=HOPPER, **SECOND),
+    Kind("backward", "fp16", (64,), deterministic=True, targets=HOPPER, kernels=2),
+    Kind("backward", "bf16", (128,), deterministic=True, targets=HOPPER, kernels=2, causal_first=True),
 )
 FEATURES_HEAD_DIM = 40
 PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"  # one of those that are swept at that head dim
@@ -138,18 +142,19 @@ def _two_passes_at_borders(case: Case, sizes: dict[str, int]) -> Iterator[Case]:
 
 
 def every_config(kind: Kind) -> list[list[Case]]:
-    """Each candidate at each head dim, a list of cases for each kernel."""
-    groups = []
+    """Each candidate at some of the head dims, a list of cases for each kernel."""
+    offered: dict[str, list[int]] = defaultdict(list)  # the places of head dims that a config is offered at
     for place, d in enumerate(kind.head_dims):
-        target = kind.targets[place % len(kind.targets)]
-        for causal in (False, True):
-            base = kind.case(d, causal, target)
-            numbers = {config: i for i, config in enumerate(configs_of(replace(base, head_dim=8)))}  # nearly all fit
-            for place_of_own, config in enumerate(configs_of(base)):
-                index = numbers.get(config, len(numbers) + kind.deterministic * place_of_own)
-                if kind.causal_first is None or (index + place + kind.causal_first) % 2 == causal:
-                    cases = _at_borders(replace(base, config=config))
-                    groups.append([replace(c, settings=settings_of(i + index)) for i, c in enumerate(cases)])
+        for config in configs_of(kind.case(d, False, kind.targets[place % len(kind.targets)])):
+            offered[config].append(place)
+    groups = []
+    for index, (config, places) in enumerate(offered.items()):
+        for turn in range(kind.kernels):
+            place = places[(index // 2 + turn) % len(places)]
+            d, target = kind.head_dims[place], kind.targets[place % len(kind.targets)]
+            causal = (index + turn + kind.causal_first) % 2 == 1
+            cases = _at_borders(replace(kind.case(d, causal, target), config=config))
+            groups.append([replace(c, settings=settings_of(i + index)) for i, c in enumerate(cases)])
     return groups
 
 

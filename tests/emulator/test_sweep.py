@@ -40,15 +40,19 @@ def test_sweep(kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
 
 @every_kind
 def test_every_candidate_is_swept(kind: Kind) -> None:
-    """A config that the family offers at one of these head dims, for one of the masks, is run there."""
-    cases = [case for group in sweep.every_config(kind) for case in group]
-    for d in kind.head_dims:
-        at = [case for case in cases if case.head_dim == d]
-        offered = {causal: set(sweep.configs_of(replace(at[0], causal=causal, config=""))) for causal in (False, True)}
-        swept = {causal: {case.config for case in at if case.causal == causal} for causal in (False, True)}
-        if kind.causal_first is None:
-            assert swept == offered
-        assert swept[False] | swept[True] == offered[False] | offered[True]
+    """What the family offers at one of these head dims, for either mask, is run there or at another one."""
+    swept = defaultdict(set)
+    for case, *_ in sweep.every_config(kind):
+        swept[case.config].add(case.head_dim)
+    for causal in (False, True):
+        offered = defaultdict(set)
+        for place, d in enumerate(kind.head_dims):
+            for config in sweep.configs_of(kind.case(d, causal, kind.targets[place % len(kind.targets)])):
+                offered[config].add(d)
+        assert swept.keys() == offered.keys()
+        for config, dims in offered.items():
+            assert swept[config] <= dims
+            assert len(swept[config]) == min(len(dims), kind.kernels)
 
 
 @pytest.mark.parametrize("op", ["forward", "backward"])
@@ -70,16 +74,18 @@ def _names(config: str) -> tuple[str, ...]:
     return tuple(item.partition("=")[0] for item in config.split(","))
 
 
-def test_every_portable_config_is_swept_causal_and_full() -> None:
-    """Of those that are offered at several head dims; of deterministic backward with either dtype."""
-    kinds = [kind for kind in sweep.KINDS if kind.targets == sweep.TARGETS]
-    ordered = [kind for kind in kinds if kind.deterministic]
-    for together in (ordered, *([kind] for kind in kinds if not kind.deterministic)):
-        cases = [case for kind in together for group in sweep.every_config(kind) for case in group]
-        for config in {case.config for case in cases}:
-            places = {(case.dtype, case.head_dim) for case in cases if case.config == config}
-            masks = {case.causal for case in cases if case.config == config}
-            assert len(masks) == min(len(places), 2), config
+def _dtypes_together(kind: Kind) -> tuple:
+    """What is the same for fp16 and bf16."""
+    return kind.op, kind.dtype == "fp32", kind.precision, kind.deterministic, kind.targets
+
+
+def test_every_config_is_swept_causal_and_full() -> None:
+    """By one dtype, or by two that share the kernels but for the type's own instructions."""
+    swept = defaultdict(set)
+    for kind in sweep.KINDS:
+        for case, *_ in sweep.every_config(kind):
+            swept[_dtypes_together(kind), case.config].add(case.causal)
+    assert not [config for config, masks in swept.items() if masks != {False, True}]
 
 
 PERSISTENT = [kind for kind in sweep.KINDS if kind.targets == sweep.HOPPER and kind.op == "forward"]
@@ -126,12 +132,11 @@ def test_every_feature_is_swept(kind: Kind) -> None:
 def test_every_feature_is_swept_causal_and_full() -> None:
     """By one dtype, or by two that share the kernels but for the type's own instructions."""
     swept = defaultdict(set)
-    for kind in sweep.KINDS:
-        family = (kind.op, kind.dtype == "fp32", kind.precision, kind.deterministic, kind.targets)
+    for kind in WITH_ALL_FEATURES:
         for case in (case for group in sweep.every_feature(kind) for case in group):
             scale = None if math.isnan(case.scale) else case.scale  # NaN is equal only to itself
             feature = replace(case, dtype="", causal=False, settings=Settings(), scale=0.0)
-            swept[family, feature, scale].add(case.causal)
+            swept[_dtypes_together(kind), feature, scale].add(case.causal)
     once = {feature.config for (_, feature, _), masks in swept.items() if masks != {False, True}}
     assert once == {sweep.MANY_KEYS.config}  # what it shows, only causal kernels do
 
