@@ -44,6 +44,7 @@ extern const fa_family fa_family_cpu;         /* family_cpu.c */
 extern const fa_family fa_family_cuda;        /* family_cuda.c */
 extern const fa_family fa_family_hopper;      /* family_hopper.c */
 extern const fa_family fa_family_hopper_fp32; /* family_hopper_fp32.c */
+extern const fa_family fa_family_hopper_wide; /* family_hopper_wide.c */
 
 extern const fa_family *fa_family_of_tests; /* NULL, or looked at before all others */
 

@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const fa_family *const families[] = {&fa_family_amx, &fa_family_cpu, &fa_family_hopper, &fa_family_hopper_fp32,
-                                            &fa_family_cuda};
+static const fa_family *const families[] = {&fa_family_amx,         &fa_family_cpu,         &fa_family_hopper,
+                                            &fa_family_hopper_fp32, &fa_family_hopper_wide, &fa_family_cuda};
 enum { NUM_FAMILIES = sizeof families / sizeof families[0] };
 
 const char *fa_op_name(fa_op op) { return op == FA_FORWARD ? "forward" : op == FA_BACKWARD ? "backward" : "?"; }

@@ -64,6 +64,7 @@ typedef half_bits element;
 //% include "hopper/backward_shared.h"
 //% include "hopper/backward_produce.h"
 //% include "hopper/fragments.h"
+//% include "hopper/backward_rows.h"
 //% include "hopper/backward_products.h"
 
 /* A consumer's step: where it is in the rings and in the queries. */
