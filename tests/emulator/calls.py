@@ -24,6 +24,8 @@ class Call:
         family = "hopper " if self.case.target.endswith("a") else ""
         family += "fp32 " if family and self.case.dtype == "fp32" else ""
         family += "one-product " if family and self.case.precision == "reduced" else ""
+        is_wide = max(self.case.head_dim, self.case.head_dim_v) > 128
+        family += "wide " if family and self.case.op == "backward" and is_wide else ""
         case = replace(self.case, settings=settings)
         return emulate(case, lambda op, source: change(family + op, source))
 

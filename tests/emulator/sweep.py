@@ -83,6 +83,8 @@ MANY_KEYS = Case(
     config="block_m=128,block_n=48,num_stages=2,persistent=0",
 )
 TIMINGS = ("late", "random", "early")
+# dK and dV of Hopper's head dims above 128: head dims (of V, if they differ), causal mask.
+WIDE = ((256, 0, False), (192, 0, True), (192, 128, False))
 
 
 def settings_of(seed: int) -> Settings:
@@ -162,6 +164,20 @@ def every_feature(kind: Kind) -> list[list[Case]]:
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
         if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.dtype == kind.dtype:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
+    return groups
+
+
+def wide_backward() -> list[list[Case]]:
+    """Steps of two warpgroups: none, one, an odd and an even number of them; groups of heads; many seeds."""
+    groups = []
+    for d, dv, causal in WIDE:
+        base = Case("backward", "fp16", d, dv, causal, heads_q=1, target=HOPPER[0], without=("grad_query",))
+        sizes = ((1, 1), (64, 65), (65, 64), (129, 63), (200, 70), (30, 130), (130, 30))
+        cases = [replace(base, seqlen_q=sq, seqlen_k=sk) for sq, sk in sizes]
+        cases += [replace(base, batch=2, heads_q=6, heads_kv=2, seqlen_q=s, seqlen_k=50) for s in (40, 70)]
+        cases += [replace(base, seqlen_q=300, seqlen_k=40)] * 6
+        cases += [replace(base, seqlen_q=70, without=("grad_query", name)) for name in ("grad_key", "grad_value")]
+        groups.append([replace(case, settings=settings_of(i)) for i, case in enumerate(cases)])
     return groups
 
 
