@@ -37,9 +37,9 @@ static int chunks(const fa_problem *problem) {
   return ceil_div(problem->head_dim, 64) + ceil_div(problem->head_dim_v, 64);
 }
 
-/* As templates/hopper/backward_wide_shared.h lays it out: a stage also has weights, d_scores and four barriers. */
+/* As templates/hopper/backward_wide_shared.h lays it out: a stage also has weights, d_scores and five barriers. */
 static int shared_bytes(const fa_problem *problem, wide_config c) {
-  const int stage = (chunks(problem) + 2) * CHUNK_BYTES + 64 * STATS_BYTES + 4 * BARRIER_BYTES;
+  const int stage = (chunks(problem) + 2) * CHUNK_BYTES + 64 * STATS_BYTES + 5 * BARRIER_BYTES;
   return chunks(problem) * CHUNK_BYTES + c.num_stages * stage + BARRIER_BYTES;
 }
 

@@ -64,98 +64,86 @@ static __device__ __forceinline__ void begin_wide_scores(struct scores &scores, 
                                      shared + wide::GRADS + stage.stage * wide::GRAD_BYTES);
 }
 
-/* Tell both warpgroups that weights and d_scores are in their tiles. */
-static __device__ __forceinline__ void publish_scores(const struct ring<STAGES> &stage, u32 shared)
-{
-  fence_async_shared();
-  __syncwarp();
-  release(shared + wide::SCORE_FULL, stage);
-}
-
-/* Issue what the step of a stage adds, a step of the other warpgroup's. */
-static __device__ __forceinline__ void add_others(struct sums &sums, const struct ring<STAGES> &stage, int warpgroup,
+/* Issue what a step of the other warpgroup's adds. */
+template <int WARPGROUP>
+static __device__ __forceinline__ void add_others(struct gradients<WARPGROUP> &sums, const struct ring<STAGES> &stage,
                                                   u32 shared)
 {
-  wait_full(shared + wide::SCORE_FULL, stage);
-  add_gradients(sums, stage.stage, warpgroup, shared);
+  wait_full(shared + wide::WEIGHT_FULL, stage);
+  add_values(sums, stage.stage, shared);
+  wait_full(shared + wide::D_SCORE_FULL, stage);
+  add_keys(sums, stage.stage, shared);
 }
 
-/* A warpgroup's own step, and in it the products of the other's step before. Those are issued behind the exponentials,
- * by which time the other has its d_scores. A warp's part of its own step's products reads the 16 keys that it wrote itself,
- * so nobody else has to be waited for. Nothing is under way in the end: Q of the next own step comes no earlier than
- * this one's is given back (with two stages). */
-static __device__ __forceinline__ void consume_step(struct sums &sums, const struct wide_step &step,
-                                                    const struct fa_params &params, const struct work &w, int warpgroup,
+/* A warpgroup's own step, and before it what the other's step before adds: its tiles of Q and dO are given back as early
+ * as can be, because with two stages those of the step after this one come in their place. A warp's part of its own
+ * step's products reads the 16 keys that it wrote itself, so nobody else has to be waited for. Nothing is under way in the
+ * end: Q of the next own step cannot be there before this one's is given back. */
+template <int WARPGROUP>
+static __device__ __forceinline__ void consume_step(struct gradients<WARPGROUP> &sums, const struct wide_step &step,
+                                                    const struct fa_params &params, const struct work &w,
                                                     const unsigned char *memory, u32 shared)
 {
   const struct ring<STAGES> last = one_before(step.stage);
   struct scores scores;
+  if (step.number > 0)
+    add_others(sums, last, shared);
   begin_wide_scores(scores, step.stage, shared);
+  wgmma_wait<2>();
+  if (step.number > 0)
+    release(shared + wide::STAGE_EMPTY, last);
   wgmma_wait<1>();
   keep_registers(flat(scores.weights));
   weigh_step<true, false>(scores, step, params, w, memory);
-  share_scores(shared + wide::WEIGHTS + step.stage.stage * wide::CHUNK, scores.weights);
-  if (step.number > 0) {
-    add_others(sums, last, warpgroup, shared);
-    wgmma_wait<1>();
-  } else
-    wgmma_wait<0>();
+  share_scores(shared + wide::WEIGHTS, shared + wide::WEIGHT_FULL, step.stage, scores.weights);
+  add_values(sums, step.stage.stage, shared);
+  wgmma_wait<1>();
   keep_registers(flat(scores.d_scores));
   weigh_step<false, true>(scores, step, params, w, memory);
-  share_scores(shared + wide::D_SCORES + step.stage.stage * wide::CHUNK, scores.d_scores);
-  publish_scores(step.stage, shared);
-  add_gradients(sums, step.stage.stage, warpgroup, shared);
-  wgmma_wait<1>();
-  if (step.number > 0)
-    release(shared + wide::STAGE_EMPTY, last);
+  share_scores(shared + wide::D_SCORES, shared + wide::D_SCORE_FULL, step.stage, scores.d_scores);
+  add_keys(sums, step.stage.stage, shared);
   wgmma_wait<0>();
   keep_sums(sums);
   release(shared + wide::STAGE_EMPTY, step.stage);
 }
 
-static __device__ __forceinline__ void consume_steps(struct sums &sums, const struct fa_params &params,
-                                                     const struct work &w, int warpgroup, const unsigned char *memory,
-                                                     u32 shared)
+template <int WARPGROUP>
+static __device__ __forceinline__ void consume_steps(struct gradients<WARPGROUP> &sums, const struct fa_params &params,
+                                                     const struct work &w, const unsigned char *memory, u32 shared)
 {
   struct wide_step step = {0, {}, begin_steps(params, w)};
-  if (warpgroup == 1)
+  if (WARPGROUP == 1)
     advance(step, params, w);
   barrier_wait(shared + wide::KEY_FULL, 0);
   for (; step.number < w.num_steps; advance(step, params, w), advance(step, params, w))
-    consume_step(sums, step, params, w, warpgroup, memory, shared);
+    consume_step(sums, step, params, w, memory, shared);
   if (step.number == w.num_steps) { /* the last step was the other's */
-    add_others(sums, one_before(step.stage), warpgroup, shared);
+    add_others(sums, one_before(step.stage), shared);
     wgmma_wait<0>();
     keep_sums(sums);
   }
 }
 
-/* A warpgroup's columns of a gradient, from `first_tile` of 8 on. */
+/* A warpgroup's columns of a gradient, from `first` on. */
 template <int DIM, int TILES>
-static __device__ __forceinline__ void store_share(const struct fa_tensor &to, const struct work &w, int first_tile,
+static __device__ __forceinline__ void store_share(const struct fa_tensor &to, const struct work &w, int first,
                                                    float (&share)[TILES][4], double scale)
 {
-  if (to.data)
-    store_gradient<TILES, DIM>(to, w.batch, w.kv_head, w.first_key + threadIdx.x / 32 % 4 * 16, w.seqlen_k, first_tile,
+  if (to.data && first < DIM)
+    store_gradient<TILES, DIM>(to, w.batch, w.kv_head, w.first_key + threadIdx.x / 32 % 4 * 16, w.seqlen_k, first / 8,
                                share, (float)scale);
 }
 
+/* A warpgroup. They differ in how many columns of which gradient they have, so each has code of its own. */
+template <int WARPGROUP>
 static __device__ __forceinline__ void consume_wide(const struct fa_params &params, const struct work &w,
                                                     const unsigned char *memory, u32 shared)
 {
-  const int warpgroup = warpgroup_index() - 1;
-  struct sums sums = {};
+  struct gradients<WARPGROUP> sums = {};
   if (w.num_steps > 0)
-    consume_steps(sums, params, w, warpgroup, memory, shared);
-  if (warpgroup == 0) {
-    store_share<HEAD_DIM_V>(params.grad_value, w, 0, sums.major, 1);
-    if (has_minor(0))
-      store_share<HEAD_DIM>(params.grad_key, w, 128 / 8, sums.minor, params.softmax_scale);
-  } else {
-    store_share<HEAD_DIM>(params.grad_key, w, 0, sums.major, params.softmax_scale);
-    if (has_minor(1))
-      store_share<HEAD_DIM_V>(params.grad_value, w, 128 / 8, sums.minor, 1);
-  }
+    consume_steps(sums, params, w, memory, shared);
+  store_share<HEAD_DIM_V>(params.grad_value, w, gradients<WARPGROUP>::FIRST_VALUE, sums.values, 1);
+  store_share<HEAD_DIM>(params.grad_key, w, gradients<WARPGROUP>::FIRST_KEY, sums.keys, params.softmax_scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -175,6 +163,9 @@ backward_keys(const __grid_constant__ struct fa_params params, const __grid_cons
       produce_wide(params, w, &query_map, &key_map, &value_map, &grad_output_map, shared);
   } else {
     registers_increase<${consumer_registers}>();
-    consume_wide(params, w, memory, shared);
+    if (warpgroup_index() == 1)
+      consume_wide<0>(params, w, memory, shared);
+    else
+      consume_wide<1>(params, w, memory, shared);
   }
 }

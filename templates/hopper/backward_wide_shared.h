@@ -22,8 +22,9 @@ enum {
   KEY_FULL = STATS + STAGES * STATS_BYTES, /* barriers of 8 bytes, those of stages one for each */
   QUERY_FULL = KEY_FULL + 8,
   GRAD_FULL = QUERY_FULL + 8 * STAGES,
-  SCORE_FULL = GRAD_FULL + 8 * STAGES, /* of weights and d_scores */
-  STAGE_EMPTY = SCORE_FULL + 8 * STAGES,
+  WEIGHT_FULL = GRAD_FULL + 8 * STAGES,
+  D_SCORE_FULL = WEIGHT_FULL + 8 * STAGES,
+  STAGE_EMPTY = D_SCORE_FULL + 8 * STAGES,
   SHARED_END = STAGE_EMPTY + 8 * STAGES,
 };
 } // namespace wide
@@ -36,7 +37,8 @@ static __device__ __forceinline__ void init_wide_barriers(u32 shared)
   for (int stage = 0; stage < STAGES; stage++) {
     barrier_init(shared + wide::QUERY_FULL + 8 * stage, 1);
     barrier_init(shared + wide::GRAD_FULL + 8 * stage, 1);
-    barrier_init(shared + wide::SCORE_FULL + 8 * stage, 4); /* warps of the step's owner */
+    barrier_init(shared + wide::WEIGHT_FULL + 8 * stage, 4); /* warps of the step's owner */
+    barrier_init(shared + wide::D_SCORE_FULL + 8 * stage, 4);
     barrier_init(shared + wide::STAGE_EMPTY + 8 * stage, 4 * CONSUMERS);
   }
   barrier_init_done();
