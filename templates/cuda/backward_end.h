@@ -1,8 +1,9 @@
+/* The last phase: dQ from the workspace to the caller's tensor. */
 //% include "cuda/backward_gradient.h"
 
 enum { END_THREADS = ${end_threads} };
 
-/* Last phase, a block of threads for BLOCK_M queries: dQ from the workspace, 16 rows and 32 columns of a warp at a time. */
+/* A block of threads for BLOCK_M queries, 16 rows and 32 columns of a warp at a time. */
 extern "C" __global__ void __launch_bounds__(END_THREADS) end_queries(const __grid_constant__ struct fa_params params)
 {
   constexpr int TILES = DIM_QK / 8, GROUPS_OF_4 = ceil_div(TILES, 4);

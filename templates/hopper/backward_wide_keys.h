@@ -10,8 +10,8 @@
  *     consumers   two warpgroups. Steps belong to them by turns: the owner computes weights and d_scores of all 64 keys and
  *                 puts them into shared memory. Both then add the step to their share of the columns of dV and dK.
  *
- * So one warpgroup's exponentials fall into the other's products, nothing is computed twice, and no warpgroup holds more
- * than half of the sums. These are added in the order of the steps: the same call gives the same bits.
+ * So nothing is computed twice, and no warpgroup holds more than half of the sums. These are added in the order of the
+ * steps: the same call gives the same bits.
  */
 
 /* A warpgroup's own step: where it is in the ring and in the queries. */
