@@ -127,8 +127,8 @@ MUTATIONS = [
               "step.stage.stage * wide::STATS_BYTES", "(step.stage.stage + 1) % STAGES * wide::STATS_BYTES"),
     _mutation("scale of dK forgotten", ONE_STEP,
               "sums.keys, params.softmax_scale);", "sums.keys, 1);"),
-    _mutation("dV's columns behind the last are stored", FEW_COLUMNS,
-              "if (to.data && first < DIM)", "if (to.data)"),
+    _mutation("dV's columns that are not there are added to", FEW_COLUMNS,
+              "HAS_VALUES = FIRST_VALUE < HEAD_DIM_V,", "HAS_VALUES = true,"),
     _mutation("a gradient stored where it is not wanted", ONLY_KEYS,
               "if (to.data && first < DIM)", "if (first < DIM)"),
     # --- registers
