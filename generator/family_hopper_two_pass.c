@@ -1,11 +1,11 @@
 /*
- * Backward on Hopper (sm_90a) at 16 bits, where the same call is to give the same bits: in two passes, dK and dV by
- * blocks of keys, dQ by tiles of queries. Neither adds to global memory. For head dims up to 128 that TMA can copy rows
- * of.
+ * Backward on Hopper (sm_90a) at 16 bits, where the same call is to give the same bits or a head dim is above 128: in
+ * two passes, dK and dV by blocks of keys, dQ by tiles of queries. Neither adds to global memory. For head dims that
+ * TMA can copy rows of.
  *
  * A config is
  *   block_m      queries of a step of dK's and dV's pass
- *   block_n      keys of a block of threads of that pass, 64 for each warpgroup that computes
+ *   block_n      keys of a block of threads of that pass: 64 for each warpgroup that computes; above 128, 64 for both
  *   num_stages   tiles of Q, and of dO, in shared memory in that pass
  *   dq_block_n   keys that dQ's pass works on at a time; its tiles have 128 queries, 64 for each such warpgroup
  *   dq_stages    tiles of K in shared memory in dQ's pass; of V one less
@@ -28,7 +28,7 @@ enum {
   CONSUMER_REGISTERS = 240,
   PRODUCER_REGISTERS = 24,
   OTHER_REGISTERS = 28, /* beside sums and operands */
-  MAX_DIM = 128,
+  NARROW_DIM = 128,     /* up to which a warpgroup holds all columns of dK and dV of 64 keys */
 };
 
 typedef struct two_pass_config {
@@ -58,10 +58,19 @@ static void write_config(two_pass_config from, fa_config *config) {
 static int chunks_qk(const fa_problem *problem) { return ceil_div(problem->head_dim, 64); }
 static int chunks_v(const fa_problem *problem) { return ceil_div(problem->head_dim_v, 64); }
 
-/* As templates/hopper/backward_shared.h lays it out. */
+static bool is_wide(const fa_problem *problem) {
+  return problem->head_dim > NARROW_DIM || problem->head_dim_v > NARROW_DIM;
+}
+
+/* As templates/hopper/backward_shared.h lays it out, or backward_wide_shared.h. */
 static int keys_shared(const fa_problem *problem, two_pass_config c) {
-  const int rows = (c.block_n + c.num_stages * c.block_m) * (chunks_qk(problem) + chunks_v(problem));
-  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + (1 + 4 * c.num_stages) * BARRIER_BYTES;
+  int rows = (c.block_n + c.num_stages * c.block_m) * (chunks_qk(problem) + chunks_v(problem));
+  int barriers = 1 + 4 * c.num_stages;
+  if (is_wide(problem)) {
+    rows += 2 * c.num_stages * c.block_n; /* weights and d_scores */
+    barriers += c.num_stages;
+  }
+  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + barriers * BARRIER_BYTES;
 }
 
 /* As templates/hopper/backward_queries.h lays it out. */
@@ -81,10 +90,11 @@ static int common_divisor(int a, int b) { return b == 0 ? a : common_divisor(b, 
 static int query_box(two_pass_config c) { return common_divisor(TILE_ROWS, c.block_m); }
 static int key_box(two_pass_config c) { return common_divisor(c.block_n, c.dq_block_n); }
 
+/* Above 128, both gradients have two chunks of columns: each warpgroup has 128 columns of one. */
 static bool owns(const fa_problem *problem) {
   return strcmp(problem->target, "cuda:sm_90a") == 0 && problem->op == FA_BACKWARD && problem->dtype != FA_FP32 &&
-         problem->deterministic && problem->head_dim % 8 == 0 && problem->head_dim_v % 8 == 0 &&
-         problem->head_dim <= MAX_DIM && problem->head_dim_v <= MAX_DIM;
+         problem->head_dim % 8 == 0 && problem->head_dim_v % 8 == 0 &&
+         (is_wide(problem) ? problem->head_dim > 64 && problem->head_dim_v > 64 : problem->deterministic);
 }
 
 static bool needs_tensor_maps(const fa_problem *problem) {
@@ -103,9 +113,11 @@ static int check_problem(const fa_problem *problem, char *message, size_t messag
 }
 
 static int check_keys(const fa_problem *problem, two_pass_config c, char *message, size_t message_size) {
-  if (c.block_n != TILE_ROWS)
-    snprintf(message, message_size, "block_n is %d; it must be %d", c.block_n, TILE_ROWS);
-  else if (c.block_m != 64 && (c.block_m != 96 || problem->head_dim > 64 || problem->head_dim_v > 64))
+  const int block_n = is_wide(problem) ? 64 : TILE_ROWS;
+  const bool has_narrow_steps = problem->head_dim <= 64 && problem->head_dim_v <= 64;
+  if (c.block_n != block_n)
+    snprintf(message, message_size, "block_n is %d; with these head dims it must be %d", c.block_n, block_n);
+  else if (c.block_m != 64 && (c.block_m != 96 || !has_narrow_steps))
     snprintf(message, message_size, "block_m is %d; it must be 64, or 96 with head dims up to 64", c.block_m);
   else if (c.num_stages < 2 || c.num_stages > 4) /* Q of the last step, whose dK is under way, and the next */
     snprintf(message, message_size, "num_stages is %d; it must be 2 to 4", c.num_stages);
@@ -145,11 +157,13 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
 /* What to try, best guess first, by the larger head dim. A block_m of 0 ends a list. */
 typedef struct choices {
   int dim;
-  two_pass_config list[4];
+  two_pass_config list[5];
 } choices;
 static const choices lists[] = {
     {64, {{96, 128, 3, 128, 3, 1}, {96, 128, 3, 128, 3, 0}, {64, 128, 3, 128, 2, 1}}},
-    {MAX_DIM, {{64, 128, 3, 96, 3, 1}, {64, 128, 3, 96, 3, 0}, {64, 128, 2, 112, 2, 1}}},
+    {NARROW_DIM, {{64, 128, 3, 96, 3, 1}, {64, 128, 3, 96, 3, 0}, {64, 128, 2, 112, 2, 1}}},
+    {192, {{64, 64, 3, 64, 3, 1}, {64, 64, 2, 64, 3, 1}, {64, 64, 2, 96, 2, 1}, {64, 64, 2, 64, 3, 0}}},
+    {FA_MAX_HEAD_DIM, {{64, 64, 2, 64, 2, 1}, {64, 64, 2, 48, 2, 1}}},
 };
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
@@ -188,7 +202,7 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
 static int constants(const fa_problem *problem, const fa_config *config, fa_constants *constants) {
   two_pass_config c = read_config(config);
   return fa_constants_offer_text(constants, "dtype_16", problem->dtype == FA_BF16 ? "bf16" : "fp16") |
-         fa_constants_offer_text(constants, "keys_pass", "narrow") |
+         fa_constants_offer_int(constants, "wide", is_wide(problem)) |
          fa_constants_offer_int(constants, "dim_qk", round_up(problem->head_dim, 16)) |
          fa_constants_offer_int(constants, "dim_v", round_up(problem->head_dim_v, 16)) |
          fa_constants_offer_int(constants, "consumer_registers", CONSUMER_REGISTERS) |
@@ -214,10 +228,8 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
   plan->workspace_bytes = (size_t)(steps * c.block_m * STATS_BYTES); /* as templates/cuda/workspace.h lays it out */
 }
 
-static unsigned variants(const fa_problem *problem) {
-  (void)problem;
-  return FA_VARIANT_DETERMINISTIC;
-}
+/* Above 128 every kernel of this family's is deterministic. */
+static unsigned variants(const fa_problem *problem) { return is_wide(problem) ? 0 : FA_VARIANT_DETERMINISTIC; }
 
 const fa_family fa_family_hopper_two_pass = {
     .name = "hopper_two_pass",

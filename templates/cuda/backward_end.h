@@ -1,27 +1,9 @@
-/* Gradients to the caller's tensors. */
-//% include "cuda/store.h"
-
-/* 16 rows and TILES x 8 columns, from tile `first_tile` on, as mma holds them. */
-template <int TILES, int DIM>
-static __device__ __forceinline__ void store_gradient(const struct fa_tensor &to, int batch, int head, int first_row,
-                                                      int rows, int first_tile, float (&gradient)[TILES][4], float scale)
-{
-#pragma unroll
-  for (int n = 0; n < TILES; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      gradient[n][e] *= scale;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    int at = first_row + threadIdx.x % 32 / 4 + 8 * h;
-    store_row<TILES, DIM>(to, (element *)to.data + head_offset(to, batch, head, at), at < rows, 8 * first_tile, gradient, h);
-  }
-}
-//% if dq_sums
+/* The last phase: dQ from the workspace to the caller's tensor. */
+//% include "cuda/backward_gradient.h"
 
 enum { END_THREADS = ${end_threads} };
 
-/* Last phase, a block of threads for BLOCK_M queries: dQ from the workspace, 16 rows and 32 columns of a warp at a time. */
+/* A block of threads for BLOCK_M queries, 16 rows and 32 columns of a warp at a time. */
 extern "C" __global__ void __launch_bounds__(END_THREADS) end_queries(const __grid_constant__ struct fa_params params)
 {
   constexpr int TILES = DIM_QK / 8, GROUPS_OF_4 = ceil_div(TILES, 4);
@@ -45,4 +27,3 @@ extern "C" __global__ void __launch_bounds__(END_THREADS) end_queries(const __gr
                                 first_tile, gradient, (float)params.softmax_scale);
   }
 }
-//% end

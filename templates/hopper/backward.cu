@@ -66,6 +66,7 @@ typedef half_bits element;
 //% include "hopper/backward_shared.h"
 //% include "hopper/backward_produce.h"
 //% include "hopper/fragments.h"
+//% include "hopper/backward_rows.h"
 //% include "hopper/backward_products.h"
 //% include "hopper/backward_d_scores.h"
 //% include "hopper/backward_steps.h"

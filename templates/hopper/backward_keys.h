@@ -12,8 +12,6 @@
  * Keys are the rows of all products, so that weights and d_scores are left operands as they come, in registers, and
  * warpgroups have nothing to tell each other.
  */
-//% include "cuda/backward_work.h"
-//% include "cuda/backward_weights.h"
 //% include "hopper/backward_shared.h"
 //% include "hopper/backward_produce.h"
 //% include "hopper/backward_products.h"

@@ -24,7 +24,8 @@ class Call:
         family = "hopper " if self.case.target.endswith("a") else ""
         family += "fp32 " if family and self.case.dtype == "fp32" else ""
         family += "one-product " if family and self.case.precision == "reduced" else ""
-        family += "two-pass " if family and self.case.deterministic else ""
+        is_wide = self.case.op == "backward" and max(self.case.head_dim, self.case.head_dim_v) > 128
+        family += "wide " if family and is_wide else "two-pass " if family and self.case.deterministic else ""
         case = replace(self.case, settings=settings)
         return emulate(case, lambda op, source: change(family + op, source))
 

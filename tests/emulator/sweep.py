@@ -92,6 +92,8 @@ MANY_KEYS = Case(
     config="block_m=128,block_n=48,num_stages=2,persistent=0",
 )
 TIMINGS = ("late", "random", "early")
+# Backward of Hopper's head dims above 128: head dims (of V, if they differ), causal mask.
+WIDE = ((256, 0, False), (192, 0, True), (192, 128, False), (256, 0, True), (160, 0, False))
 
 
 def settings_of(seed: int) -> Settings:
@@ -204,6 +206,25 @@ def _features_of_two_passes(kind: Kind) -> list[list[Case]]:
     cases.append(replace(base, layout="bshd", heads_q=3, heads_kv=1, scale=-0.1, data="large"))
     cases.append(replace(base, data="infinite", batch=NUM_SLOTS, seqlen_k=100))
     return [[_with_seed(case, i) for i, case in enumerate(cases)]]
+
+
+def wide_backward() -> list[list[Case]]:
+    """Steps of two warpgroups: none, one, an odd and an even number of them; groups of heads; many seeds."""
+    groups = []
+    for d, dv, causal in WIDE:
+        base = Case("backward", "fp16", d, dv, causal, heads_q=1, target=HOPPER[0])
+        for place, config in enumerate(configs_of(base)):
+            base = replace(base, config=config)
+            cases = [replace(base, seqlen_q=sq, seqlen_k=sk) for sq, sk in ((65, 64), (200, 70), (30, 130))]
+            if place == 0:
+                sizes = ((1, 1), (64, 65), (129, 63), (130, 30))
+                cases += [replace(base, seqlen_q=sq, seqlen_k=sk) for sq, sk in sizes]
+                cases += [replace(base, seqlen_q=300, seqlen_k=40, processors=2)] * 3
+                unwanted = (("grad_query",), ("grad_key",), ("grad_key", "grad_value"))
+                cases += [replace(base, seqlen_q=70, without=names) for names in unwanted]
+                cases += [replace(base, batch=2, heads_q=6, heads_kv=2, seqlen_q=70, seqlen_k=50, processors=3)]
+            groups.append([replace(case, settings=settings_of(i)) for i, case in enumerate(cases)])
+    return groups
 
 
 def _with_seed(case: Case, seed: int) -> Case:

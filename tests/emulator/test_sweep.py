@@ -30,9 +30,19 @@ every_kind = pytest.mark.parametrize("kind", sweep.KINDS, ids=lambda kind: kind.
 @every_kind
 def test_sweep(kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
     """Against float64, with every check of the emulator on, under several seeds and timings."""
-    outcomes = list(sweep.run([*sweep.every_config(kind), *sweep.every_feature(kind)]))
+    check_sweep(kind.name, [*sweep.every_config(kind), *sweep.every_feature(kind)], capsys)
+
+
+def test_sweep_of_wide_backward(capsys: pytest.CaptureFixture[str]) -> None:
+    """dK and dV of Hopper's head dims above 128."""
+    check_sweep("hopper-wide-backward", sweep.wide_backward(), capsys)
+
+
+def check_sweep(name: str, groups: list[list[Case]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run them, print what was covered, and say what is wrong."""
+    outcomes = list(sweep.run(groups))
     with capsys.disabled():
-        print(f"\n  {kind.name}: {sweep.summary(outcomes)}", end=" ")
+        print(f"\n  {name}: {sweep.summary(outcomes)}", end=" ")
     wrong = [outcome for outcome in outcomes if outcome.error]
     report = (f"{command.command_line(outcome.case)}\n{outcome.error}" for outcome in wrong[:3])
     assert not wrong, f"{len(wrong)} of {len(outcomes)} runs are wrong\n" + "\n\n".join(report)
