@@ -1,8 +1,8 @@
 /*
- * The Hopper family: wgmma, TMA and warp specialisation, for sm_90a. So far both passes at 16 bits, for head dims that
- * TMA can copy rows of; backward up to 128, and where no fixed order of sums is asked for. Forward in fp32 too, of any
- * head dim, where lower precision is allowed: one product of operands that a first phase rounds to 16 bits. What it
- * does not own, on that target too, is the portable family's.
+ * The Hopper family: wgmma, TMA and warp specialisation, for sm_90a. At 16 bits, for head dims that TMA can copy rows
+ * of: forward, and backward up to 128 where no fixed order of sums is asked for (else it is
+ * family_hopper_two_pass.c's). Forward in fp32, of any head dim, where lower precision is allowed: one product of
+ * operands that a first phase rounds to 16 bits.
  *
  * A config is
  *   block_m      queries of a block of threads; in forward 64 for each warpgroup that computes

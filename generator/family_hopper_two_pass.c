@@ -162,8 +162,8 @@ typedef struct choices {
 static const choices lists[] = {
     {64, {{96, 128, 3, 128, 3, 1}, {96, 128, 3, 128, 3, 0}, {64, 128, 3, 128, 2, 1}}},
     {NARROW_DIM, {{64, 128, 3, 96, 3, 1}, {64, 128, 3, 96, 3, 0}, {64, 128, 2, 112, 2, 1}}},
-    {192, {{64, 64, 3, 64, 3, 1}, {64, 64, 2, 64, 3, 1}, {64, 64, 2, 96, 2, 1}, {64, 64, 2, 64, 3, 0}}},
-    {FA_MAX_HEAD_DIM, {{64, 64, 2, 64, 2, 1}, {64, 64, 2, 48, 2, 1}}},
+    {192, {{64, 64, 3, 64, 3, 1}, {64, 64, 2, 64, 3, 1}, {64, 64, 2, 64, 3, 0}}},
+    {FA_MAX_HEAD_DIM, {{64, 64, 2, 64, 2, 1}, {64, 64, 2, 48, 2, 0}}},
 };
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
@@ -228,8 +228,12 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
   plan->workspace_bytes = (size_t)(steps * c.block_m * STATS_BYTES); /* as templates/cuda/workspace.h lays it out */
 }
 
-/* Above 128 every kernel of this family's is deterministic. */
-static unsigned variants(const fa_problem *problem) { return is_wide(problem) ? 0 : FA_VARIANT_DETERMINISTIC; }
+/* Above 128, too, where all of this family's kernels give the same bits: a call that TMA cannot serve, or an NVRTC that
+ * does not know sm_90a, takes the portable family's kernel of the same problem, and there are two of those. */
+static unsigned variants(const fa_problem *problem) {
+  (void)problem;
+  return FA_VARIANT_DETERMINISTIC;
+}
 
 const fa_family fa_family_hopper_two_pass = {
     .name = "hopper_two_pass",

@@ -69,8 +69,10 @@ template <int WARPGROUP>
 static __device__ __forceinline__ void add_others(struct gradients<WARPGROUP> &sums, const struct ring<STAGES> &stage,
                                                   u32 shared)
 {
+  wait_full(shared + wide::GRAD_FULL, stage);
   wait_full(shared + wide::WEIGHT_FULL, stage);
   add_values(sums, stage.stage, shared);
+  wait_full(shared + wide::QUERY_FULL, stage);
   wait_full(shared + wide::D_SCORE_FULL, stage);
   add_keys(sums, stage.stage, shared);
 }
@@ -97,7 +99,7 @@ static __device__ __forceinline__ void consume_step(struct gradients<WARPGROUP> 
   weigh_step<true, false>(scores, step, params, w, memory);
   share_scores(shared + wide::WEIGHTS, shared + wide::WEIGHT_FULL, step.stage, scores.weights);
   add_values(sums, step.stage.stage, shared);
-  wgmma_wait<1>();
+  wgmma_wait<gradients<WARPGROUP>::HAS_VALUES>();
   keep_registers(flat(scores.d_scores));
   weigh_step<false, true>(scores, step, params, w, memory);
   share_scores(shared + wide::D_SCORES, shared + wide::D_SCORE_FULL, step.stage, scores.d_scores);
@@ -153,6 +155,8 @@ backward_keys(const __grid_constant__ struct fa_params params, const __grid_cons
 {
   extern __shared__ __align__(1024) unsigned char memory[];
   const u32 shared = shared_address(memory);
+  if (!params.grad_key.data && !params.grad_value.data)
+    return;
   struct work w = find_work(params);
   if (threadIdx.x == 0)
     init_wide_barriers(shared);

@@ -19,6 +19,7 @@ static __device__ __forceinline__ void add_product(float (&sums)[N][4], u32 left
   const u32 leading = first / 64 + ceil_div(N, 8) <= CHUNKS ? wide::CHUNK : 0;
   u64 a = matrix_descriptor(left, 0, 1024, 128);
   u64 b = matrix_descriptor(right + first / 64 * wide::CHUNK, leading, 1024, 128);
+  keep_registers(flat(sums));
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < BLOCK_M; k += 16)
@@ -26,6 +27,7 @@ static __device__ __forceinline__ void add_product(float (&sums)[N][4], u32 left
       wgmma_m64n128k16<0, 1>(flat(sums), a + k * 2 / 16, b + k * 128 / 16, 1);
     else
       wgmma_m64n${minor_n}k16<0, 1>(flat(sums), a + k * 2 / 16, b + k * 128 / 16, 1);
+  wgmma_commit();
 }
 
 /* Issue dV += weights^T dO, of a stage. */
@@ -35,7 +37,6 @@ static __device__ __forceinline__ void add_values(struct gradients<WARPGROUP> &s
   if constexpr (gradients<WARPGROUP>::HAS_VALUES)
     add_product<CHUNKS_V>(sums.values, shared + wide::WEIGHTS + stage * wide::CHUNK,
                           shared + wide::GRADS + stage * wide::GRAD_BYTES, gradients<WARPGROUP>::FIRST_VALUE);
-  wgmma_commit();
 }
 
 /* Issue dK += d_scores^T Q, of a stage. */
@@ -45,7 +46,6 @@ static __device__ __forceinline__ void add_keys(struct gradients<WARPGROUP> &sum
   if constexpr (gradients<WARPGROUP>::HAS_KEYS)
     add_product<CHUNKS_QK>(sums.keys, shared + wide::D_SCORES + stage * wide::CHUNK,
                            shared + wide::QUERIES + stage * wide::QUERY_BYTES, gradients<WARPGROUP>::FIRST_KEY);
-  wgmma_commit();
 }
 
 /* Sums of finished products. */
