@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -149,6 +150,7 @@ def runtime() -> Path:
     return _compile("runtime", _sources(), [command], {})
 
 
+@functools.lru_cache(maxsize=4)  # calls of one kernel come after one another
 def kernel(source: str) -> Path:
     """A kernel; its symbols of the emulator are found when it is loaded."""
     text = translate(source).encode()

@@ -40,9 +40,9 @@ class Kind:
     # With how many kernels a config runs: at one head dim after another of those that it is offered at, and with the
     # masks by turns.
     kernels: int = 1
-    causal_first: bool = False  # which mask the first config begins with; the second one begins with the other
-    # Likewise of a call's features; None: they run with both. Another dtype of the same kernels begins with the other.
-    causal_feature_first: bool | None = None
+    # Which mask the first config begins with; the second one begins with the other. A call's features take turns, too;
+    # another dtype's begin with the other mask.
+    causal_first: bool = False
 
     @property
     def name(self) -> str:
@@ -58,25 +58,23 @@ class Kind:
 
 
 # bf16 and fp16 differ in conversions and in one instruction: the large head dims are swept with one of them, and each
-# config, and each feature of a call, with one mask for one and the other for the other. Forward is always repeatable,
-# and so is backward in fp32.
-FIRST = {"causal_first": False, "causal_feature_first": False}
-SECOND = {"causal_first": True, "causal_feature_first": True}
+# config with one mask for one and the other for the other. So is each feature of a call, fp32 beside them. Forward is
+# always repeatable, and so is backward in fp32.
 KINDS = (
     Kind("forward", "fp32", (33, 128, 256), kernels=2),
-    Kind("forward", "fp16", (33, 128, 256), **FIRST),
-    Kind("forward", "bf16", (33, 64), **SECOND),
+    Kind("forward", "fp16", (33, 128, 256)),
+    Kind("forward", "bf16", (33, 64), causal_first=True),
     Kind("backward", "fp32", (33, 128, 256), kernels=2),
-    Kind("backward", "fp16", (33, 128, 256), **FIRST),
-    Kind("backward", "bf16", (33, 64), **SECOND),
-    Kind("backward", "fp16", (64,), deterministic=True, **FIRST),
-    Kind("backward", "bf16", (33,), deterministic=True, **SECOND),
-    Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, kernels=2, **FIRST),
-    Kind("forward", "bf16", (40, 128), targets=HOPPER, **SECOND),
+    Kind("backward", "fp16", (33, 128, 256)),
+    Kind("backward", "bf16", (33, 64), causal_first=True),
+    Kind("backward", "fp16", (64,), deterministic=True),
+    Kind("backward", "bf16", (33,), deterministic=True, causal_first=True),
+    Kind("forward", "fp16", (64, 128, 192, 256), targets=HOPPER, kernels=2),
+    Kind("forward", "bf16", (40, 128), targets=HOPPER, causal_first=True),
     Kind("forward", "fp32", (64, 128, 192, 256), targets=HOPPER, kernels=2),
-    Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER, kernels=2),
-    Kind("backward", "fp16", (64, 128), targets=HOPPER, **FIRST),
-    Kind("backward", "bf16", (40, 96), targets=HOPPER, **SECOND),
+    Kind("forward", "fp32", (64, 128, 192, 256), precision="reduced", targets=HOPPER, kernels=2, causal_first=True),
+    Kind("backward", "fp16", (64, 128), targets=HOPPER),
+    Kind("backward", "bf16", (40, 96), targets=HOPPER, causal_first=True),
     Kind("backward", "fp16", (64,), deterministic=True, targets=HOPPER, kernels=2),
     Kind("backward", "bf16", (128,), deterministic=True, targets=HOPPER, kernels=2, causal_first=True),
 )
@@ -167,7 +165,7 @@ def every_feature(kind: Kind) -> list[list[Case]]:
     if kind.deterministic and target in HOPPER:
         return _features_of_two_passes(kind)
     for causal in (False, True):
-        turns = slice(None) if kind.causal_feature_first is None else slice(causal ^ kind.causal_feature_first, None, 2)
+        turns = slice(causal ^ kind.causal_first, None, 2)
         base = replace(kind.case(FEATURES_HEAD_DIM, causal, target), seqlen_q=70, heads_q=1)
         cases = [*_calls(base), *_numbers(base)][turns]
         groups.append([_with_seed(case, i) for i, case in enumerate(cases)])

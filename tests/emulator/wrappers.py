@@ -21,7 +21,7 @@ _DEFINITION = re.compile(
     r"^(?:template\s*<[^<>]*>\s*)?(?:static\s+)?(?:inline\s+)?__device__[^;{}()]*?\b(\w+)\s*\(", re.MULTILINE
 )
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
-_SKIPPED = re.compile(rf"{_STRING}|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_BRACE = re.compile(rf"[{{}}]|{_STRING}|//[^\n]*|/\*.*?\*/", re.DOTALL)  # those of strings and comments do not count
 _TOKEN = re.compile(
     rf"(?P<string>{_STRING})|(?P<space>(?:\s|//[^\n]*|/\*.*?\*/|^#line[^\n]*)+)|\w+|.", re.M | re.DOTALL
 )
@@ -30,16 +30,11 @@ _PRODUCT = re.compile(r"wgmma_m64n(\d+)k16")
 
 def _end_of_body(text: str, start: int) -> int:
     """Behind the brace that closes the first one at or behind `start`."""
-    depth, position = 0, start
-    while position < len(text):
-        skipped = _SKIPPED.match(text, position)
-        if skipped:
-            position = skipped.end()
-            continue
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        position += 1
-        if text[position - 1] == "}" and depth == 0:
-            return position
+    depth = 0
+    for match in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if match[0] == "}" and depth == 0:
+            return match.end()
     raise ValueError("a function of the kernel does not end")
 
 
