@@ -11,16 +11,12 @@
  *   persistent   forward. 1: a block of threads takes one tile of queries after another, and loads ahead into the next;
  *                0: one tile each, which the GPU hands out as blocks end
  */
-#include "generator/family.h"
+#include "generator/family_hopper.h"
 
 #include <stdio.h>
 #include <string.h>
 
 enum {
-  SHARED_LIMIT = 227 * 1024, /* CUDA C++ Programming Guide, compute capability 9.0 */
-  ROW_BYTES = 128,           /* of a row of a chunk of 64 columns */
-  BARRIER_BYTES = 8,
-  STATS_BYTES = 16,   /* of a query row: struct row_stats of templates/cuda/workspace.h */
   EDGE_THREADS = 256, /* of a block of the phases before and after the main one */
 };
 
@@ -46,10 +42,6 @@ static void write_config(const fa_problem *problem, hopper_config from, fa_confi
 static int count_consumers(const fa_problem *problem, hopper_config c) {
   return (problem->op == FA_FORWARD ? c.block_m : c.block_n) / 64;
 }
-
-/* Chunks of 64 columns. */
-static int chunks_qk(const fa_problem *problem) { return ceil_div(problem->head_dim, 64); }
-static int chunks_v(const fa_problem *problem) { return ceil_div(problem->head_dim_v, 64); }
 
 /* One product in fp32: K and V come from the workspace without tensor maps, and consumers round Q for themselves. */
 static bool rounds_inputs(const fa_problem *problem) { return problem->dtype == FA_FP32; }
@@ -197,14 +189,6 @@ static int candidates(const fa_problem *problem, const fa_shape *shape, fa_confi
       if ((is_short && c->block_m > 128) == tall)
         write_config(problem, *c, &configs[count++]);
   return count;
-}
-
-static void set_phase(fa_kernel *kernel, const char *entry, int block_size, int shared_bytes, bool persistent) {
-  fa_phase *phase = &kernel->phase[kernel->num_phases++];
-  snprintf(phase->entry, sizeof phase->entry, "%s", entry);
-  phase->block_size = block_size;
-  phase->shared_bytes = (size_t)shared_bytes;
-  phase->persistent = persistent;
 }
 
 static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel) {

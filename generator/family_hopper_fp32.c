@@ -11,15 +11,13 @@
  *                needs panels for both
  *   persistent   1: a block of threads takes one tile of queries after another; 0: one tile each
  */
-#include "generator/family.h"
+#include "generator/family_hopper.h"
 
 #include <stdio.h>
 #include <string.h>
 
 enum {
-  SHARED_LIMIT = 227 * 1024, /* CUDA C++ Programming Guide, compute capability 9.0 */
-  PANEL_ROW_BYTES = 256,     /* of 64 columns: high and low parts */
-  BARRIER_BYTES = 8,
+  PANEL_ROW_BYTES = 256, /* of 64 columns: high and low parts */
   MAX_STAGES = 16,
   SPLIT_THREADS = 256,
   SUM_KEYS = 64, /* whose terms tensor cores sum at most: they truncate */
@@ -45,10 +43,6 @@ static void write_config(fp32_config from, fa_config *config) {
                                  {"turns", from.turns},
                                  {"persistent", from.persistent}}};
 }
-
-/* Chunks of 64 columns. */
-static int chunks_qk(const fa_problem *problem) { return ceil_div(problem->head_dim, 64); }
-static int chunks_v(const fa_problem *problem) { return ceil_div(problem->head_dim_v, 64); }
 
 /* Columns of V's chunks, all alike: products of different widths would need registers of their own. */
 static int width_v(const fa_problem *problem) { return round_up(ceil_div(problem->head_dim_v, chunks_v(problem)), 8); }
@@ -152,12 +146,8 @@ static int candidates(const fa_problem *problem, const fa_shape *shape, fa_confi
 static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel) {
   fp32_config c = read_config(config);
   snprintf(kernel->compile_options, sizeof kernel->compile_options, "--std=c++17");
-  kernel->num_phases = 2;
-  kernel->phase[0] = (fa_phase){.entry = "split_operands", .block_size = SPLIT_THREADS};
-  kernel->phase[1] = (fa_phase){.entry = "forward",
-                                .block_size = 128 * (c.block_m / 64 + 1),
-                                .shared_bytes = (size_t)shared_bytes(problem, c),
-                                .persistent = c.persistent != 0};
+  set_phase(kernel, "split_operands", SPLIT_THREADS, 0, false);
+  set_phase(kernel, "forward", 128 * (c.block_m / 64 + 1), shared_bytes(problem, c), c.persistent != 0);
 }
 
 static int constants(const fa_problem *problem, const fa_config *config, fa_constants *constants) {

@@ -11,16 +11,12 @@
  *   dq_stages    tiles of K in shared memory in dQ's pass; of V one less
  *   persistent   dQ's pass. 1: a block of threads takes one tile of queries after another; 0: one tile each
  */
-#include "generator/family.h"
+#include "generator/family_hopper.h"
 
 #include <stdio.h>
 #include <string.h>
 
 enum {
-  SHARED_LIMIT = 227 * 1024, /* CUDA C++ Programming Guide, compute capability 9.0 */
-  ROW_BYTES = 128,           /* of a row of a chunk of 64 columns */
-  BARRIER_BYTES = 8,
-  STATS_BYTES = 16,           /* of a query row: struct row_stats of templates/cuda/workspace.h */
   BEGIN_THREADS = 256,        /* of a block of the first phase */
   CONSUMERS = 2,              /* warpgroups that compute, beside one that loads */
   TILE_ROWS = 64 * CONSUMERS, /* of K or V in dK's and dV's pass, of Q and dO in dQ's */
@@ -53,10 +49,6 @@ static void write_config(two_pass_config from, fa_config *config) {
                                  {"dq_stages", from.dq_stages},
                                  {"persistent", from.persistent}}};
 }
-
-/* Chunks of 64 columns. */
-static int chunks_qk(const fa_problem *problem) { return ceil_div(problem->head_dim, 64); }
-static int chunks_v(const fa_problem *problem) { return ceil_div(problem->head_dim_v, 64); }
 
 static bool is_wide(const fa_problem *problem) {
   return problem->head_dim > NARROW_DIM || problem->head_dim_v > NARROW_DIM;
@@ -176,14 +168,6 @@ static int candidates(const fa_problem *problem, const fa_shape *shape, fa_confi
   for (; of->list[count].block_m; count++)
     write_config(of->list[count], &configs[count]);
   return count;
-}
-
-static void set_phase(fa_kernel *kernel, const char *entry, int block_size, int shared_bytes, bool persistent) {
-  fa_phase *phase = &kernel->phase[kernel->num_phases++];
-  snprintf(phase->entry, sizeof phase->entry, "%s", entry);
-  phase->block_size = block_size;
-  phase->shared_bytes = (size_t)shared_bytes;
-  phase->persistent = persistent;
 }
 
 static void describe(const fa_problem *problem, const fa_config *config, fa_kernel *kernel) {

@@ -99,20 +99,7 @@ static __device__ __forceinline__ void consume_steps(float (&grad_key)[DIM_K / 8
   keep_registers(flat(grad_key));
 }
 
-static __device__ __forceinline__ void consume(const struct fa_params &params, const struct work &w,
-                                               const unsigned char *memory, u32 shared)
-{
-  const int first_key = w.first_key + (threadIdx.x / 32 - 4) * 16; /* of this warp */
-  float grad_key[DIM_K / 8][4] = {}, grad_value[DIM_V / 8][4] = {};
-  if (w.num_steps > 0)
-    consume_steps(grad_key, grad_value, params, w, memory, shared);
-  if (params.grad_key.data)
-    store_gradient<DIM_K / 8, HEAD_DIM>(params.grad_key, w.batch, w.kv_head, first_key, w.seqlen_k, 0, grad_key,
-                                        (float)params.softmax_scale);
-  if (params.grad_value.data)
-    store_gradient<DIM_V / 8, HEAD_DIM_V>(params.grad_value, w.batch, w.kv_head, first_key, w.seqlen_k, 0, grad_value,
-                                          1.0f);
-}
+//% include "hopper/backward_consume.h"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 backward_keys(const __grid_constant__ struct fa_params params, const __grid_constant__ struct tensor_map query_map,

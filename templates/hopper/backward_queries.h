@@ -50,6 +50,8 @@ static_assert(SHARED_END == ${dq_shared_bytes}, "as the generator reckons");
 
 //% include "hopper/forward_work.h"
 //% include "hopper/backward_queries_produce.h"
+//% let product_n = dq_block_n
+//% include "hopper/backward_rows.h"
 //% include "hopper/backward_queries_products.h"
 
 static __device__ __forceinline__ void init_query_barriers(u32 shared)
@@ -148,10 +150,10 @@ static __device__ __forceinline__ void differentiate(const struct fa_params &par
 
   wait_full(shared + QUERY_FULL, queries);
   wait_full(shared + KEY_FULL, keys);
-  multiply_columns<DIM_QK>(scores, query_tile, shared + KEYS + keys.stage * KEY_BYTES);
+  multiply_rows<DIM_QK, BLOCK_M>(scores, query_tile, shared + KEYS + keys.stage * KEY_BYTES);
   wait_full(shared + GRAD_FULL, queries);
   wait_full(shared + VALUE_FULL, values);
-  multiply_columns<DIM_VALUES>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
+  multiply_rows<DIM_VALUES, BLOCK_M>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
   wgmma_wait<1>();
   keep_registers(flat(scores));
   weigh_keys(scores, rows);
@@ -166,15 +168,15 @@ static __device__ __forceinline__ void differentiate(const struct fa_params &par
     forget_address(query_tile);
     forget_address(grad_tile);
     wait_full(shared + KEY_FULL, keys);
-    multiply_columns<DIM_QK>(scores, query_tile, shared + KEYS + keys.stage * KEY_BYTES);
+    multiply_rows<DIM_QK, BLOCK_M>(scores, query_tile, shared + KEYS + keys.stage * KEY_BYTES);
 //% if dq_stages == 2
     /* K of the last block first: the next one takes its place. */
     add_grad_query(grad_query, left, shared + KEYS + last_keys.stage * KEY_BYTES);
     wait_full(shared + VALUE_FULL, values);
-    multiply_columns<DIM_VALUES>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
+    multiply_rows<DIM_VALUES, BLOCK_M>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
 //% else
     wait_full(shared + VALUE_FULL, values);
-    multiply_columns<DIM_VALUES>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
+    multiply_rows<DIM_VALUES, BLOCK_M>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
     add_grad_query(grad_query, left, shared + KEYS + last_keys.stage * KEY_BYTES);
 //% end
     wgmma_wait<2>();

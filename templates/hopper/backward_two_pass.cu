@@ -55,6 +55,7 @@ typedef half_bits element;
 //% include "cuda/backward_weights.h"
 //% include "hopper/ring.h"
 //% include "hopper/fragments.h"
+//% let product_n = block_m
 //% include "hopper/backward_rows.h"
 //% if wide
 //%   include "hopper/backward_wide_shared.h"

@@ -203,7 +203,7 @@ MUTATIONS = [
     _mutation("swizzle of Q's descriptor", ONE_STEP,
               "b = matrix_descriptor(columns, 0, 1024, 128)", "b = matrix_descriptor(columns, 0, 1024, 64)"),
     _mutation("Q's chunks as far apart as K's", WIDE,
-              "b + (k / 64 * BLOCK_M * 128", "b + (k / 64 * CHUNK_ROWS * 128"),
+              "b + (k / 64 * 64 * 128", "b + (k / 64 * CHUNK_ROWS * 128"),
     _mutation("leading offset of dO's descriptor", WIDE,
               "b = matrix_descriptor(grads, BLOCK_M * 128, 1024, 128)",
               "b = matrix_descriptor(grads, BLOCK_N * 128, 1024, 128)"),
