@@ -5,7 +5,7 @@
  *
  * A config is
  *   block_m      queries of a step of dK's and dV's pass
- *   block_n      keys of a block of threads of that pass: 64 for each warpgroup that computes; above 128, 64 for both
+ *   block_n      keys of a block of threads of that pass: 64 for each warpgroup that computes; above 128, 64 for all
  *   num_stages   tiles of Q, and of dO, in shared memory in that pass
  *   dq_block_n   keys that dQ's pass works on at a time; its tiles have 128 queries, 64 for each such warpgroup
  *   dq_stages    tiles of K in shared memory in dQ's pass; of V one less
@@ -23,6 +23,10 @@ enum {
   THREADS = 128 * (CONSUMERS + 1),
   CONSUMER_REGISTERS = 240,
   PRODUCER_REGISTERS = 24,
+  /* Of dK's and dV's pass above 128, a warpgroup each: loads, scores, dV, dK. A launch gives each thread 128. */
+  WIDE_THREADS = 128 * 4,
+  SCORE_REGISTERS = 152,
+  SUM_REGISTERS = 168,
   OTHER_REGISTERS = 28, /* beside sums and operands */
   NARROW_DIM = 128,     /* up to which a warpgroup holds all columns of dK and dV of 64 keys */
 };
@@ -59,8 +63,8 @@ static int keys_shared(const fa_problem *problem, two_pass_config c) {
   int rows = (c.block_n + c.num_stages * c.block_m) * (chunks_qk(problem) + chunks_v(problem));
   int barriers = 1 + 4 * c.num_stages;
   if (is_wide(problem)) {
-    rows += 2 * c.num_stages * c.block_n; /* weights and d_scores */
-    barriers += c.num_stages;
+    rows += 2 * c.num_stages * c.block_m; /* weights and d_scores */
+    barriers += 2 * c.num_stages;
   }
   return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + barriers * BARRIER_BYTES;
 }
@@ -82,11 +86,9 @@ static int common_divisor(int a, int b) { return b == 0 ? a : common_divisor(b, 
 static int query_box(two_pass_config c) { return common_divisor(TILE_ROWS, c.block_m); }
 static int key_box(two_pass_config c) { return common_divisor(c.block_n, c.dq_block_n); }
 
-/* Above 128, both gradients have two chunks of columns: each warpgroup has 128 columns of one. */
 static bool owns(const fa_problem *problem) {
   return strcmp(problem->target, "cuda:sm_90a") == 0 && problem->op == FA_BACKWARD && problem->dtype != FA_FP32 &&
-         problem->head_dim % 8 == 0 && problem->head_dim_v % 8 == 0 &&
-         (is_wide(problem) ? problem->head_dim > 64 && problem->head_dim_v > 64 : problem->deterministic);
+         problem->head_dim % 8 == 0 && problem->head_dim_v % 8 == 0 && (is_wide(problem) || problem->deterministic);
 }
 
 static bool needs_tensor_maps(const fa_problem *problem) {
@@ -174,7 +176,7 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
   two_pass_config c = read_config(config);
   snprintf(kernel->compile_options, sizeof kernel->compile_options, "--std=c++17");
   set_phase(kernel, "begin_queries", BEGIN_THREADS, 0, false);
-  set_phase(kernel, "backward_keys", THREADS, keys_shared(problem, c), false);
+  set_phase(kernel, "backward_keys", is_wide(problem) ? WIDE_THREADS : THREADS, keys_shared(problem, c), false);
   set_phase(kernel, "backward_queries", THREADS, queries_shared(problem, c), c.persistent != 0);
   kernel->num_maps = 4;
   kernel->map[0] = (fa_tensor_map){FA_MAP_QUERY, problem->head_dim, query_box(c)};
@@ -191,6 +193,9 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "dim_v", round_up(problem->head_dim_v, 16)) |
          fa_constants_offer_int(constants, "consumer_registers", CONSUMER_REGISTERS) |
          fa_constants_offer_int(constants, "producer_registers", PRODUCER_REGISTERS) |
+         fa_constants_offer_int(constants, "wide_threads", WIDE_THREADS) |
+         fa_constants_offer_int(constants, "score_registers", SCORE_REGISTERS) |
+         fa_constants_offer_int(constants, "sum_registers", SUM_REGISTERS) |
          fa_constants_offer_int(constants, "max_of_three", 1) | fa_constants_offer_int(constants, "vector_reduce", 1) |
          fa_constants_offer_int(constants, "ordered", 0) | fa_constants_offer_int(constants, "dq_sums", 0) |
          fa_constants_offer_int(constants, "log2_sums", 1) |

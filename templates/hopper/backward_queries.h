@@ -63,76 +63,18 @@ static __device__ __forceinline__ void init_query_barriers(u32 shared)
   barrier_init_done();
 }
 
-/* What is the same for all keys: the statistics of this thread's two rows, 8 apart. */
-struct rows {
-  int first; /* of the two */
-  float max[2], log2_sum[2], delta[2];
-  float factor, sign; /* from scores to exponents of 2; of the scale */
-};
-
-static __device__ __forceinline__ void read_rows(struct rows &rows, const struct fa_params &params,
-                                                 const struct work &w)
-{
-  const struct row_stats *stats = find_workspace(params, w.batch, w.head).stats;
-  rows.first = w.first_query + (threadIdx.x / 32 - 4) * 16 + threadIdx.x % 32 / 4;
-  rows.factor = softmax_factor(params);
-  rows.sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int row = rows.first + 8 * h;
-    const bool present = row < (int)params.seqlen_q; /* dQ of other rows goes nowhere */
-    rows.max[h] = present ? stats[row].max : 0;
-    rows.log2_sum[h] = present ? stats[row].log2_sum : 0;
-    rows.delta[h] = present ? stats[row].delta : 0;
-  }
-}
-
-/* Scores become weights. */
-static __device__ __forceinline__ void weigh_keys(float (&scores)[BLOCK_N / 8][4], const struct rows &rows)
-{
-#pragma unroll
-  for (int n = 0; n < BLOCK_N / 8; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      scores[n][e] =
-          exp2_approx(fmaf(fmaf(scores[n][e], rows.sign, -rows.max[e / 2]), rows.factor, -rows.log2_sum[e / 2]));
-}
-
-/* Keys that a row does not see have no d_scores, whatever their weights have become. */
-static __device__ __forceinline__ void hide_keys(float (&d_scores)[BLOCK_N / 8][4], const struct rows &rows,
-                                                 int first_key, int seqlen_k)
-{
-  const int own_key = first_key + threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int n = 0; n < BLOCK_N / 8; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      int key = own_key + n * 8 + e % 2;
-//% if causal
-      if (key >= seqlen_k || key > rows.first + e / 2 * 8)
-//% else
-      if (key >= seqlen_k)
-//% end
-        d_scores[n][e] = 0;
-    }
-}
-
-/* d_weights become d_scores. */
-static __device__ __forceinline__ void weigh_gradients(float (&d_scores)[BLOCK_N / 8][4],
+/* d_weights of a block of keys become d_scores. */
+static __device__ __forceinline__ void finish_d_scores(float (&d_scores)[BLOCK_N / 8][4],
                                                        const float (&weights)[BLOCK_N / 8][4], const struct rows &rows,
                                                        const struct work &w, int block)
 {
-#pragma unroll
-  for (int n = 0; n < BLOCK_N / 8; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      d_scores[n][e] = weights[n][e] * (d_scores[n][e] - rows.delta[e / 2]);
+  weigh_gradients(d_scores, weights, rows);
 //% if causal
   const int first_hidden = min(w.first_query + (int)(threadIdx.x / 128 - 1) * 64 + 1, w.seqlen_k); /* from some row */
 //% else
   const int first_hidden = w.seqlen_k;
 //% end
-  if ((block + 1) * BLOCK_N > first_hidden)
+  if ((block + 1) * BLOCK_N > first_hidden) /* whatever the weights have become */
     hide_keys(d_scores, rows, block * BLOCK_N, w.seqlen_k);
 }
 
@@ -144,8 +86,9 @@ static __device__ __forceinline__ void differentiate(const struct fa_params &par
   u32 query_tile = shared + QUERIES + warpgroup * 64 * 128, grad_tile = shared + GRADS + warpgroup * 64 * 128;
   float grad_query[DIM_K / 8][4] = {}, scores[BLOCK_N / 8][4], d_scores[BLOCK_N / 8][4];
   u32 left[BLOCK_N / 16][4]; /* d_scores at 16 bits */
-  struct rows rows;
-  read_rows(rows, params, w);
+  struct rows rows = begin_rows(params);
+  const int first_row = w.first_query + (threadIdx.x / 32 - 4) * 16; /* of the warp */
+  read_rows(rows, find_workspace(params, w.batch, w.head).stats + first_row, first_row, (int)params.seqlen_q);
   int block = w.num_blocks - 1;
 
   wait_full(shared + QUERY_FULL, queries);
@@ -160,40 +103,42 @@ static __device__ __forceinline__ void differentiate(const struct fa_params &par
   wgmma_wait<0>();
   keep_registers(flat(d_scores));
   release_and_advance(shared + VALUE_EMPTY, values);
-  weigh_gradients(d_scores, scores, rows, w, block);
+  finish_d_scores(d_scores, scores, rows, w, block);
   pack_fragments(left, d_scores);
   for (block--; block >= 0; block--) {
     const struct ring<STAGES> last_keys = keys;
     advance(keys);
     forget_address(query_tile);
     forget_address(grad_tile);
-    wait_full(shared + KEY_FULL, keys);
-    multiply_rows<DIM_QK, BLOCK_M>(scores, query_tile, shared + KEYS + keys.stage * KEY_BYTES);
 //% if dq_stages == 2
-    /* K of the last block first: the next one takes its place. */
-    add_grad_query(grad_query, left, shared + KEYS + last_keys.stage * KEY_BYTES);
-    wait_full(shared + VALUE_FULL, values);
-    multiply_rows<DIM_VALUES, BLOCK_M>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
-//% else
-    wait_full(shared + VALUE_FULL, values);
-    multiply_rows<DIM_VALUES, BLOCK_M>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
+    /* First what needs nothing new: K of the block before gives its place to that of the next one, which has the other
+     * two products to come in. */
     add_grad_query(grad_query, left, shared + KEYS + last_keys.stage * KEY_BYTES);
 //% end
+    wait_full(shared + KEY_FULL, keys);
+    multiply_rows<DIM_QK, BLOCK_M>(scores, query_tile, shared + KEYS + keys.stage * KEY_BYTES);
+    wait_full(shared + VALUE_FULL, values);
+    multiply_rows<DIM_VALUES, BLOCK_M>(d_scores, grad_tile, shared + VALUES + values.stage * VALUE_BYTES);
+//% if dq_stages == 2
+    wgmma_wait<2>();
+    keep_registers(flat(grad_query));
+    release(shared + KEY_EMPTY, last_keys);
+    wgmma_wait<1>();
+    keep_registers(flat(scores));
+    weigh_keys(scores, rows);
+    wgmma_wait<0>();
+    keep_registers(flat(d_scores));
+    release_and_advance(shared + VALUE_EMPTY, values);
+    finish_d_scores(d_scores, scores, rows, w, block);
+//% else
+    add_grad_query(grad_query, left, shared + KEYS + last_keys.stage * KEY_BYTES);
     wgmma_wait<2>();
     keep_registers(flat(scores));
     weigh_keys(scores, rows);
     wgmma_wait<1>();
-//% if dq_stages == 2
-    keep_registers(flat(grad_query));
-    release(shared + KEY_EMPTY, last_keys);
-    wgmma_wait<0>();
     keep_registers(flat(d_scores));
     release_and_advance(shared + VALUE_EMPTY, values);
-    weigh_gradients(d_scores, scores, rows, w, block);
-//% else
-    keep_registers(flat(d_scores));
-    release_and_advance(shared + VALUE_EMPTY, values);
-    weigh_gradients(d_scores, scores, rows, w, block);
+    finish_d_scores(d_scores, scores, rows, w, block);
     wgmma_wait<0>();
     keep_registers(flat(grad_query));
     release(shared + KEY_EMPTY, last_keys);
@@ -205,8 +150,8 @@ static __device__ __forceinline__ void differentiate(const struct fa_params &par
   wgmma_wait<0>();
   keep_registers(flat(grad_query));
   release_and_advance(shared + KEY_EMPTY, keys);
-  store_gradient<DIM_K / 8, HEAD_DIM>(params.grad_query, w.batch, w.head, w.first_query + (threadIdx.x / 32 - 4) * 16,
-                                      (int)params.seqlen_q, 0, grad_query, (float)params.softmax_scale);
+  store_gradient<DIM_K / 8, HEAD_DIM>(params.grad_query, w.batch, w.head, first_row, (int)params.seqlen_q, 0, grad_query,
+                                      (float)params.softmax_scale);
 }
 
 static __device__ __forceinline__ void consume_tiles(const struct fa_params &params, u32 shared)

@@ -23,7 +23,9 @@ enum {
   STAGES = ${num_stages}, /* tiles of Q, and of dO, in shared memory */
   CONSUMERS = 2, /* warpgroups that compute */
   THREADS = 128 * (CONSUMERS + 1),
+//% if !wide
   M_PART = BLOCK_M,
+//% end
   QUERY_BOX = ${query_box}, /* rows of a box of Q or dO, and of K or V, that TMA loads */
   KEY_BOX = ${key_box},
   KEY_BYTES = CHUNKS_QK * BLOCK_N * 128,
@@ -35,13 +37,16 @@ enum {
 
 //% include "cuda/ptx.h"
 //% include "cuda/hopper.h"
-//% let minor_n = wide * round_up(max(head_dim, head_dim_v) - 128, 8)
-//% let first_n = wide * 128 + (1 - wide) * value_n
-//% let second_n = wide * minor_n + (1 - wide) * key_n
-//% for i in 0 .. 5
-//%   let wgmma_n = (i == 0) * block_m + (i == 1) * first_n + (i == 2) * second_n + (i == 3) * key_n + (i == 4) * dq_block_n
-//%   let known = i > 0 && wgmma_n == block_m || i > 1 && wgmma_n == first_n || i > 2 && wgmma_n == second_n || i > 3 && wgmma_n == key_n
-//%   if !known
+//% let product_n = wide * block_n + (1 - wide) * block_m
+//# Columns of a gradient's product: above 128, a kernel of 512 threads may not have them all in one instruction.
+//% let value_first = wide * min(value_n, 128) + (1 - wide) * value_n
+//% let value_rest = value_n - value_first
+//% let key_first = wide * min(key_n, 128) + (1 - wide) * key_n
+//% let key_rest = key_n - key_first
+//% for i in 1 .. 33
+//%   let wgmma_n = 8 * i
+//%   let is_sum = wgmma_n == value_first || wgmma_n == value_rest || wgmma_n == key_first || wgmma_n == key_rest
+//%   if is_sum || wgmma_n == product_n || wgmma_n == key_n || wgmma_n == dq_block_n
 //%     include "cuda/wgmma.h"
 //%   end
 //% end
@@ -52,17 +57,14 @@ typedef half_bits element;
 //% include "cuda/backward_begin.h"
 //% include "cuda/backward_gradient.h"
 //% include "cuda/backward_work.h"
-//% include "cuda/backward_weights.h"
 //% include "hopper/ring.h"
 //% include "hopper/fragments.h"
-//% let product_n = block_m
 //% include "hopper/backward_rows.h"
+//% include "hopper/backward_query_rows.h"
 //% if wide
-//%   include "hopper/backward_wide_shared.h"
-//%   include "hopper/backward_wide_produce.h"
-//%   include "hopper/backward_wide_products.h"
 //%   include "hopper/backward_wide_keys.h"
 //% else
+//%   include "cuda/backward_weights.h"
 //%   include "hopper/backward_keys.h"
 //% end
 //% include "hopper/backward_queries.h"
