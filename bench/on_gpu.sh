@@ -4,18 +4,19 @@
 #     bench/on_gpu.sh OUTPUT_DIR [SECTION...]
 #
 # Sections, all of them if none is named, in this order:
-#   build      the package and the C library
-#   tests      pytest -k cuda, in parallel where pytest-xdist is installed
-#   guide      the usage guide's examples
-#   plain_c    attention from C, without Python
-#   sanitize   memcheck and racecheck of tests/gpu/sanitize.py, where compute-sanitizer is installed
-#   accuracy   errors against float64          -> accuracy_cuda.csv
-#   tf32       fp32 where TF32 is allowed: errors and speed, on an H100 or H200
-#   bench      speed against PyTorch's         -> bench_cuda.csv, bench_cuda.png
-#   startup    first calls                     -> startup_cuda.csv
-#   tuner      its choice beside an exhaustive search's -> tuner_cuda.csv
-#   smallest   what a call costs               -> smallest_cuda.csv
-#   demo       the demo in fp32 and bf16       -> demo.png, bf16/demo.png
+#   build          the package and the C library
+#   tests          pytest -k cuda, in parallel where pytest-xdist is installed
+#   guide          the usage guide's examples
+#   plain_c        attention from C, without Python
+#   sanitize       memcheck and racecheck of tests/gpu/sanitize.py, where compute-sanitizer is installed
+#   accuracy       errors against float64                      -> accuracy_cuda.csv
+#   tf32           fp32 where TF32 is allowed: errors and speed, on an H100 or H200
+#   bench          speed against PyTorch's                     -> bench_cuda.csv, bench_cuda.png
+#   deterministic  what a fixed order of sums costs            -> deterministic_cuda.csv
+#   startup        first calls                                 -> startup_cuda.csv
+#   tuner          its choice beside an exhaustive search's    -> tuner_cuda.csv
+#   smallest       what a call costs                           -> smallest_cuda.csv
+#   demo           the demo in fp32 and bf16                   -> demo.png, bf16/demo.png
 #
 # What they print goes to OUTPUT_DIR/log.txt, which grows with each run; a summary comes last. Each section has a time
 # limit and goes on without the ones before it. Status 1 if one failed. PYTHON is the interpreter (default: python3); it
@@ -24,7 +25,7 @@
 # python bench/update_readme.py OUTPUT_DIR then puts the numbers into README.md and docs/performance.md.
 set -uo pipefail
 
-all=(build tests guide plain_c sanitize accuracy tf32 bench startup tuner smallest demo)
+all=(build tests guide plain_c sanitize accuracy tf32 bench deterministic startup tuner smallest demo)
 if (($# == 0)) || [[ $1 == -* ]]; then
   sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
   exit 2
@@ -75,6 +76,7 @@ run_section() {
       # shellcheck disable=SC2086 # several arguments are meant
       within 400 "$python" -m flash_attention bench --device cuda --output "$output" ${BENCH_ARGS:-}
       ;;
+    deterministic) within 90 "$python" bench/cuda_deterministic.py --output "$output" ;;
     startup) within 300 "$python" -m flash_attention bench --device cuda --startup --output "$output" ;;
     tuner) within 300 "$python" -m flash_attention bench --device cuda --tuner --output "$output" ;;
     smallest) within 120 "$python" -m flash_attention bench --device cuda --smallest --output "$output" ;;
@@ -99,7 +101,7 @@ for section in "${sections[@]}"; do
     *) word="FAILED ($status)" failed=1 shown=40 ;;
   esac
   tail -n "+$((begin + 1))" "$log" | tail -n "$shown"
-  summary+=("$(printf '%-10s %4d s  %s' "$section" "$SECONDS" "$word")")
+  summary+=("$(printf '%-13s %4d s  %s' "$section" "$SECONDS" "$word")")
   echo "${summary[-1]}" >>"$log"
 done
 printf '%s\n' '' 'Summary' "${summary[@]}"

@@ -199,6 +199,17 @@ def tuner_table(rows: list[Row], device: str) -> str:
     return f"{made(rows)}\n\n{text}\n\n{markdown(head, lines, left=2)}"
 
 
+def deterministic_table(rows: list[Row], device: str) -> str:
+    """A row for each head dim and mask: the speed of a fixed order as a part of that without."""
+    cells = {(row["head_dim"], row["causal"], row["seqlen"]): row for row in rows}
+    seqlens = list(dict.fromkeys(row["seqlen"] for row in rows))
+    lines = [
+        [f"d {dim}{', causal' if causal == '1' else ''}", *(cells[dim, causal, seqlen]["ratio"] for seqlen in seqlens)]
+        for dim, causal in dict.fromkeys(key[:2] for key in cells)
+    ]
+    return f"{made(rows)}\n\n{markdown(['', *(f'S {seqlen}' for seqlen in seqlens)], lines)}"
+
+
 # By the name of a marker, without its device: the file that it comes from, and what is made of it.
 TABLES: dict[str, tuple[str, Callable[[list[Row], str], str]]] = {
     "bench": ("bench", short_table),
@@ -207,6 +218,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Row], str], str]]] = {
     "startup": ("startup", startup_table),
     "accuracy": ("accuracy", accuracy_table),
     "tuner": ("tuner", tuner_table),
+    "deterministic": ("deterministic", deterministic_table),
 }
 PICTURES = {"picture_cuda": "bench_cuda.png", "picture_cpu": "bench_cpu.png", "demo": "demo.png"}
 CAPTIONS = {"demo": "Loss curves and training speed of the demo"}
