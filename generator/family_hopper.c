@@ -6,7 +6,7 @@
  *
  * A config is
  *   block_m      queries of a block of threads; in forward 64 for each warpgroup that computes
- *   block_n      keys that are worked on at a time (forward), or keys of a block of threads, 64 for each such warpgroup
+ *   block_n      keys that are worked on at a time (forward), or keys of a block of threads (backward)
  *   num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
  *   persistent   forward. 1: a block of threads takes one tile of queries after another, and loads ahead into the next;
  *                0: one tile each, which the GPU hands out as blocks end
@@ -39,8 +39,14 @@ static void write_config(const fa_problem *problem, hopper_config from, fa_confi
                                  {"persistent", from.persistent}}};
 }
 
-static int count_consumers(const fa_problem *problem, hopper_config c) {
-  return (problem->op == FA_FORWARD ? c.block_m : c.block_n) / 64;
+/* Warpgroups of forward that compute, beside one that loads. */
+static int count_consumers(hopper_config c) { return c.block_m / 64; }
+
+/* Backward, with head dims up to 64: its four warpgroups are one for dQ and loads, two for scores, one for both other
+ * gradients. Above: one for dQ and loads, one for scores, one for either gradient. */
+enum { BACKWARD_THREADS = 128 * 4, NARROW_DIM = 64 };
+static bool is_narrow(const fa_problem *problem) {
+  return problem->head_dim <= NARROW_DIM && problem->head_dim_v <= NARROW_DIM;
 }
 
 /* One product in fp32: K and V come from the workspace without tensor maps, and consumers round Q for themselves. */
@@ -59,11 +65,12 @@ static int query_stages(const fa_problem *problem, hopper_config c) {
   return c.persistent && !rounds_inputs(problem) && forward_shared_with(problem, c, 2) <= SHARED_LIMIT ? 2 : 1;
 }
 
-/* As templates/hopper/backward_shared.h lays it out. */
+/* As templates/hopper/roles_shared.h lays it out. */
 static int backward_shared(const fa_problem *problem, hopper_config c) {
   int chunks = chunks_qk(problem) + chunks_v(problem);
-  int rows = (c.block_n + c.num_stages * c.block_m) * chunks + 2 * c.block_m / 64 * c.block_n;
-  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + (5 + 4 * c.num_stages) * BARRIER_BYTES;
+  int parts = c.block_n / 64, rows = (c.block_n + c.num_stages * c.block_m) * chunks + 3 * parts * c.block_m;
+  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES +
+         (1 + 4 * c.num_stages + 3 * parts + 3) * BARRIER_BYTES;
 }
 
 static int shared_bytes(const fa_problem *problem, hopper_config c) {
@@ -71,26 +78,21 @@ static int shared_bytes(const fa_problem *problem, hopper_config c) {
                                    : backward_shared(problem, c);
 }
 
-/* dQ of a block of 64 queries is split by columns, else by queries: 64 for each warpgroup. */
-static bool dq_by_columns(hopper_config c) { return c.block_m == 64; }
-
-/* Registers of a thread: what setmaxnreg shares out of the 64 Ki of an SM, in warpgroups of 128 threads. */
-static int consumer_registers(const fa_problem *problem, hopper_config c) {
-  return count_consumers(problem, c) == 3 ? 160 : 240;
-}
-static int producer_registers(const fa_problem *problem, hopper_config c) {
-  return count_consumers(problem, c) == 3 ? 32 : 24;
-}
+/* Registers of a thread: what setmaxnreg shares out of the 64 Ki of an SM, in warpgroups of 128 threads. Four
+ * warpgroups have 128 each at the launch. */
+static int consumer_registers(hopper_config c) { return count_consumers(c) == 3 ? 160 : 240; }
+static int producer_registers(hopper_config c) { return count_consumers(c) == 3 ? 32 : 24; }
+enum { DQ_REGISTERS = 80, SUM_REGISTERS = 160 };
+static int score_registers(const fa_problem *problem) { return is_narrow(problem) ? 128 : 112; }
 
 /* Registers of forward that hold sums of the output, scores, and weights at 16 bits. */
 static int accumulators(const fa_problem *problem, hopper_config c) {
   return round_up(problem->head_dim_v, 8) / 2 + c.block_n / 2 + c.block_n / 4;
 }
 
-/* Backward has dQ of 64 columns for each of two warpgroups, or dQ of 64 columns in all and no more columns of V. */
+/* Sums of dK or dV of 128 keys take 128 registers at head dim 128. */
 static bool owns_backward(const fa_problem *problem) {
-  const bool narrow = problem->head_dim <= 64;
-  return !problem->deterministic && problem->head_dim <= 128 && problem->head_dim_v <= (narrow ? 64 : 128);
+  return !problem->deterministic && problem->head_dim <= 128 && problem->head_dim_v <= 128;
 }
 
 static bool owns(const fa_problem *problem) {
@@ -120,21 +122,20 @@ static int check_forward(const fa_problem *problem, hopper_config c, char *messa
     snprintf(message, message_size, "block_n is %d; it must be a multiple of 16 from 16 to 256", c.block_n);
   else if (c.persistent != 0 && c.persistent != 1)
     snprintf(message, message_size, "persistent is %d; it must be 0 or 1", c.persistent);
-  else if (accumulators(problem, c) + 24 > consumer_registers(problem, c))
+  else if (accumulators(problem, c) + 24 > consumer_registers(c))
     snprintf(message, message_size, "block_m %d and block_n %d need %d registers for sums; %d fit", c.block_m,
-             c.block_n, accumulators(problem, c), consumer_registers(problem, c) - 24);
+             c.block_n, accumulators(problem, c), consumer_registers(c) - 24);
   else
     return 0;
   return -1;
 }
 
 static int check_backward(const fa_problem *problem, hopper_config c, char *message, size_t message_size) {
-  const int block_m = problem->head_dim <= 64 ? 128 : 64;
+  (void)problem;
   if (c.block_n != 128)
     snprintf(message, message_size, "block_n is %d; it must be 128", c.block_n);
-  else if (c.block_m != block_m)
-    snprintf(message, message_size, "block_m is %d; with head_dim %d it must be %d", c.block_m, problem->head_dim,
-             block_m);
+  else if (c.block_m != 64)
+    snprintf(message, message_size, "block_m is %d; it must be 64", c.block_m);
   else
     return 0;
   return -1;
@@ -144,8 +145,7 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
   hopper_config c = read_config(config);
   if ((problem->op == FA_FORWARD ? check_forward : check_backward)(problem, c, message, message_size) != 0)
     return -1;
-  const int least =
-      problem->op == FA_FORWARD ? 1 : 2; /* backward: Q of the last step, whose dK is under way, and the next */
+  const int least = problem->op == FA_FORWARD ? 1 : 2; /* backward: Q of a step whose dK is under way, and the next */
   if (c.num_stages < least || c.num_stages > 4)
     snprintf(message, message_size, "num_stages is %d; it must be %d to 4", c.num_stages, least);
   else if (shared_bytes(problem, c) > SHARED_LIMIT)
@@ -170,7 +170,8 @@ static const choices forward_lists[] = {
     {FA_MAX_HEAD_DIM, {{128, 80, 2, 1}, {128, 64, 2, 1}, {128, 80, 2, 0}, {128, 48, 2, 1}}},
 };
 static const choices backward_lists[] = {
-    {128, {{128, 128, 3, 0}, {128, 128, 2, 0}, {64, 128, 3, 0}, {64, 128, 2, 0}}},
+    {64, {{64, 128, 3, 0}, {64, 128, 4, 0}, {64, 128, 2, 0}}},
+    {128, {{64, 128, 3, 0}, {64, 128, 2, 0}}},
 };
 
 /* With a causal mask and few keys, 192 queries see too many that they do not look at (H100, bf16, d 64, S 512: 151
@@ -199,7 +200,7 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
     set_phase(kernel, "begin_queries", EDGE_THREADS, 0, false);
   if (rounds_inputs(problem))
     set_phase(kernel, "split_operands", EDGE_THREADS, 0, false);
-  set_phase(kernel, backward ? "backward" : "forward", 128 * (count_consumers(problem, c) + 1),
+  set_phase(kernel, backward ? "backward" : "forward", backward ? BACKWARD_THREADS : 128 * (count_consumers(c) + 1),
             shared_bytes(problem, c), c.persistent != 0);
   if (backward)
     set_phase(kernel, "end_queries", EDGE_THREADS, 0, false);
@@ -217,14 +218,17 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
   return fa_constants_offer_text(constants, "dtype_16", problem->dtype == FA_BF16 ? "bf16" : "fp16") |
          fa_constants_offer_int(constants, "dim_qk", round_up(problem->head_dim, 16)) |
          fa_constants_offer_int(constants, "dim_v", round_up(problem->head_dim_v, 16)) |
-         fa_constants_offer_int(constants, "consumer_registers", consumer_registers(problem, c)) |
-         fa_constants_offer_int(constants, "producer_registers", producer_registers(problem, c)) |
+         fa_constants_offer_int(constants, "consumer_registers", consumer_registers(c)) |
+         fa_constants_offer_int(constants, "producer_registers", producer_registers(c)) |
+         fa_constants_offer_int(constants, "main_threads", BACKWARD_THREADS) |
+         fa_constants_offer_int(constants, "scorers", is_narrow(problem) ? 2 : 1) |
+         fa_constants_offer_int(constants, "dq_registers", DQ_REGISTERS) |
+         fa_constants_offer_int(constants, "score_registers", score_registers(problem)) |
+         fa_constants_offer_int(constants, "sum_registers", SUM_REGISTERS) |
          fa_constants_offer_int(constants, "max_of_three", 1) | fa_constants_offer_int(constants, "vector_reduce", 1) |
          fa_constants_offer_int(constants, "ordered", 0) | fa_constants_offer_int(constants, "dq_sums", 1) |
          fa_constants_offer_int(constants, "log2_sums", 1) |
          fa_constants_offer_int(constants, "query_stages", query_stages(problem, c)) |
-         fa_constants_offer_int(constants, "dq_by_columns", dq_by_columns(c)) |
-         fa_constants_offer_int(constants, "dq_n", dq_by_columns(c) ? 64 : round_up(problem->head_dim, 8)) |
          fa_constants_offer_int(constants, "begin_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "end_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "split_threads", EDGE_THREADS) |

@@ -56,10 +56,10 @@ static_assert(SHARED_END == ${dq_shared_bytes}, "as the generator reckons");
 
 static __device__ __forceinline__ void init_query_barriers(u32 shared)
 {
-  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, 1, 1);
+  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, 1, 4 * CONSUMERS);
   barrier_init(shared + GRAD_FULL, 1);
-  init_ring(shared + KEY_FULL, shared + KEY_EMPTY, STAGES, 1);
-  init_ring(shared + VALUE_FULL, shared + VALUE_EMPTY, VALUE_STAGES, 1);
+  init_ring(shared + KEY_FULL, shared + KEY_EMPTY, STAGES, 4 * CONSUMERS);
+  init_ring(shared + VALUE_FULL, shared + VALUE_EMPTY, VALUE_STAGES, 4 * CONSUMERS);
   barrier_init_done();
 }
 

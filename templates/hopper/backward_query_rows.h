@@ -58,17 +58,18 @@ template <int N>
 static __device__ __forceinline__ void hide_keys(float (&values)[N][4], const struct rows &rows, int first_key,
                                                  int seqlen_k)
 {
-  const int own_key = first_key + threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int n = 0; n < N; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      int key = own_key + n * 8 + e % 2;
+  for (int h = 0; h < 2; h++) {
+    int last = seqlen_k - 1; /* that the row sees */
 //% if causal
-      if (key >= seqlen_k || key > rows.first + e / 2 * 8)
-//% else
-      if (key >= seqlen_k)
+    last = min(last, rows.first + 8 * h);
 //% end
-        values[n][e] = 0;
-    }
+    last -= first_key + threadIdx.x % 4 * 2; /* from this thread's first */
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int e = 0; e < 2; e++)
+        if (n * 8 + e > last)
+          values[n][2 * h + e] = 0;
+  }
 }

@@ -1,8 +1,5 @@
 /*
  * Shared memory of backward: the block's K and V, rings of tiles of Q (with its rows' statistics) and of dO,
-//% if dq_sums
- * two tiles of d_scores,
-//% end
  * and barriers. Tiles begin at multiples of 1024 bytes, as the pattern of the swizzle does. A tile is chunks of
  * 64 columns (of d_scores: of 64 queries), a chunk is rows of 128 bytes.
  */
@@ -11,34 +8,20 @@ enum {
   VALUES = KEYS + KEY_BYTES,
   QUERIES = VALUES + VALUE_BYTES,
   GRADS = QUERIES + STAGES * QUERY_BYTES,
-//% if dq_sums
-  D_SCORES = GRADS + STAGES * GRAD_BYTES,
-  STATS = D_SCORES + 2 * D_SCORE_BYTES,
-//% else
   STATS = GRADS + STAGES * GRAD_BYTES,
-//% end
   KEY_FULL = STATS + STAGES * STATS_BYTES, /* barriers of 8 bytes, those of rings one for each stage */
   QUERY_FULL = KEY_FULL + 8,
   QUERY_EMPTY = QUERY_FULL + 8 * STAGES,
   GRAD_FULL = QUERY_EMPTY + 8 * STAGES,
   GRAD_EMPTY = GRAD_FULL + 8 * STAGES,
-//% if dq_sums
-  D_SCORE_FULL = GRAD_EMPTY + 8 * STAGES,
-  D_SCORE_EMPTY = D_SCORE_FULL + 8 * 2,
-  SHARED_END = D_SCORE_EMPTY + 8 * 2,
-//% else
   SHARED_END = GRAD_EMPTY + 8 * STAGES,
-//% end
 };
 static_assert(SHARED_END == ${shared_bytes}, "as the generator reckons");
 
 static __device__ __forceinline__ void init_barriers(u32 shared)
 {
   barrier_init(shared + KEY_FULL, 1);
-  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, STAGES, 1);
-  init_ring(shared + GRAD_FULL, shared + GRAD_EMPTY, STAGES, 1);
-//% if dq_sums
-  init_ring(shared + D_SCORE_FULL, shared + D_SCORE_EMPTY, 2, 4 * CONSUMERS);
-//% end
+  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, STAGES, 4 * CONSUMERS);
+  init_ring(shared + GRAD_FULL, shared + GRAD_EMPTY, STAGES, 4 * CONSUMERS);
   barrier_init_done();
 }

@@ -4,9 +4,6 @@
 struct step {
   int number;
   struct ring<STAGES> stage;
-//% if dq_sums
-  struct ring<2> tiles; /* of d_scores */
-//% end
   struct cursor at;
 };
 
@@ -15,9 +12,6 @@ static __device__ __forceinline__ void advance(struct step &step, const struct f
 {
   step.number++;
   advance(step.stage);
-//% if dq_sums
-  advance(step.tiles);
-//% end
   advance(step.at, params, w);
 }
 

@@ -1,24 +1,14 @@
 /*
  * dK and dV of head dims above 128: a block of threads for 64 keys of one key/value head, which walks over the queries of
- * its group of heads, 64 at a time:
- *
- *     scores = Q K^T          weights = exp2((scores - row_max) * factor) / row_sum
- *     d_weights = dO V^T      d_scores = weights * (d_weights - delta)
- *     dV += weights^T dO      dK += d_scores^T Q
- *
- *     producer    one warp: TMA copies of K and V once, of dO, Q and its statistics for each step
- *     scores      a warpgroup: weights and d_scores of each step, into shared memory
- *     dV, dK      a warpgroup each: adds up one gradient, in registers, in the order of the steps: the same call gives the
- *                 same bits
- *
- * So nothing is computed twice, and a step's exponentials fall into the products that add up the step before.
+ * its group of heads, 64 at a time, by warpgroups with a role each (roles_shared.h): loads, scores, dV, dK. The same call
+ * gives the same bits.
  */
-//% include "hopper/backward_wide_shared.h"
-//% include "hopper/backward_wide_produce.h"
-//% include "hopper/backward_wide_scores.h"
-//% include "hopper/backward_wide_sums.h"
+//% include "hopper/roles_shared.h"
+//% include "hopper/roles_load.h"
+//% include "hopper/roles_scores.h"
+//% include "hopper/roles_sums.h"
 
-extern "C" __global__ void __launch_bounds__(wide::THREADS, 1)
+extern "C" __global__ void __launch_bounds__(${wide_threads}, 1)
 backward_keys(const __grid_constant__ struct fa_params params, const __grid_constant__ struct tensor_map query_map,
               const __grid_constant__ struct tensor_map key_map, const __grid_constant__ struct tensor_map value_map,
               const __grid_constant__ struct tensor_map grad_output_map)
@@ -29,22 +19,31 @@ backward_keys(const __grid_constant__ struct fa_params params, const __grid_cons
     return;
   struct work w = find_work(params);
   if (threadIdx.x == 0)
-    init_wide_barriers(shared);
+    init_barriers(shared, 1, 1);
   __syncthreads();
   const int warpgroup = warpgroup_index();
   if (warpgroup == 0) {
     registers_decrease<${producer_registers}>();
-    if (threadIdx.x == 0)
-      produce_wide(params, w, &query_map, &key_map, &value_map, &grad_output_map, shared);
+    if (threadIdx.x == 0 && w.num_steps > 0) { /* else nobody would wait for the keys */
+      const struct maps maps = {&query_map, &key_map, &value_map, &grad_output_map};
+      struct loader next = {0, {}, begin_steps(params, w)};
+      load_keys(maps, w, shared);
+      for (int step = 0; step < w.num_steps; step++)
+        load_step(next, maps, params, w, shared);
+    }
   } else if (warpgroup == 1) {
     registers_increase<${score_registers}>();
     if (w.num_steps > 0)
-      make_scores(params, w, memory, shared);
+      make_scores<PARTS>(params, w, 0, memory, shared);
   } else {
     registers_increase<${sum_registers}>();
+//% if head_dim == head_dim_v
+    sum_gradient<HEAD_DIM, DIM_K>(warpgroup == 2 ? values_of(params, shared) : keys_of(params, shared), w);
+//% else
     if (warpgroup == 2)
-      sum_grad_value(params, w, shared);
+      sum_gradient<HEAD_DIM_V, DIM_V>(values_of(params, shared), w);
     else
-      sum_grad_key(params, w, shared);
+      sum_gradient<HEAD_DIM, DIM_K>(keys_of(params, shared), w);
+//% end
   }
 }

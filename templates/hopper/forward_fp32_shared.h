@@ -16,8 +16,8 @@ static_assert(SHARED_END == ${shared_bytes}, "as the generator reckons");
 
 static __device__ __forceinline__ void init_barriers(u32 shared)
 {
-  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, 1, 1);
-  init_ring(shared + PANEL_FULL, shared + PANEL_EMPTY, STAGES, 1);
+  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, 1, 4 * CONSUMERS);
+  init_ring(shared + PANEL_FULL, shared + PANEL_EMPTY, STAGES, 4 * CONSUMERS);
   barrier_init_done();
 }
 

@@ -23,9 +23,9 @@ static_assert(SHARED_END == ${shared_bytes}, "as the generator reckons");
 static __device__ __forceinline__ void init_barriers(u32 shared)
 {
 //% if precision == "full"
-  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, QUERY_STAGES, 1);
+  init_ring(shared + QUERY_FULL, shared + QUERY_EMPTY, QUERY_STAGES, 4 * CONSUMERS);
 //% end
-  init_ring(shared + KEY_FULL, shared + KEY_EMPTY, STAGES, 1);
-  init_ring(shared + VALUE_FULL, shared + VALUE_EMPTY, STAGES, 1);
+  init_ring(shared + KEY_FULL, shared + KEY_EMPTY, STAGES, 4 * CONSUMERS);
+  init_ring(shared + VALUE_FULL, shared + VALUE_EMPTY, STAGES, 4 * CONSUMERS);
   barrier_init_done();
 }

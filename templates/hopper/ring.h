@@ -1,12 +1,12 @@
 /* Rings of tiles in shared memory: each stage has a barrier that its copies complete, and one at which consumers say that
  * they have done with it. */
 
-/* `producers` say that a stage is full, every warp of the consumers says that it is empty. */
-static __device__ __forceinline__ void init_ring(u32 full, u32 empty, int stages, u32 producers)
+/* One thread expects a stage's copies; `readers` warps say that it is empty. */
+static __device__ __forceinline__ void init_ring(u32 full, u32 empty, int stages, u32 readers)
 {
   for (int stage = 0; stage < stages; stage++) {
-    barrier_init(full + 8 * stage, producers);
-    barrier_init(empty + 8 * stage, 4 * CONSUMERS);
+    barrier_init(full + 8 * stage, 1);
+    barrier_init(empty + 8 * stage, readers);
   }
 }
 

@@ -13,6 +13,7 @@ from emulator import (
     mutations_hopper,
     mutations_hopper_backward,
     mutations_hopper_fp32,
+    mutations_hopper_keys,
     mutations_hopper_one,
     mutations_hopper_two_pass,
     mutations_hopper_wide,
@@ -149,7 +150,7 @@ def all_mutations() -> list[Mutation]:
     lists = (
         *(mutations_forward, mutations_backward),
         *(mutations_hopper, mutations_hopper_fp32, mutations_hopper_one, mutations_hopper_backward),
-        *(mutations_hopper_two_pass, mutations_hopper_wide, mutations_matmul),
+        *(mutations_hopper_keys, mutations_hopper_two_pass, mutations_hopper_wide, mutations_matmul),
     )
     return [mutation for module in lists for mutation in module.MUTATIONS]
 

@@ -108,7 +108,7 @@ MUTATIONS = [
     _mutation("barriers used before they are made", FULL,
               "__syncthreads();", ";", within="forward"),
     _mutation("barriers of V not made", FULL,
-              "init_ring(shared + VALUE_FULL, shared + VALUE_EMPTY, STAGES, 1);", ";"),
+              "init_ring(shared + VALUE_FULL, shared + VALUE_EMPTY, STAGES, 4 * CONSUMERS);", ";"),
     _mutation("a stage given back by one warp only", FULL,
               "threadIdx.x % 32 == 0", "threadIdx.x % 128 == 0", within="release"),
     # --- turns of the consumers

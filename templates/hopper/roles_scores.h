@@ -1,0 +1,101 @@
+/*
+ * A warpgroup that computes weights and d_scores of each step, by parts of 64 keys, all or one of them:
+ *
+ *     scores = Q K^T          weights = exp2((scores - row_max) * factor) / row_sum
+ *     d_weights = dO V^T      d_scores = weights * (d_weights - delta)
+ */
+
+/* Issue product = 64 rows of DIM columns times 64 keys, transposed. */
+template <int DIM>
+static __device__ __forceinline__ void multiply_part(float (&product)[8][4], u32 rows, u32 keys)
+{
+  u64 a = matrix_descriptor(rows, 0, 1024, 128), b = matrix_descriptor(keys, 0, 1024, 128);
+  keep_registers(flat(product));
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < DIM; k += 16)
+    wgmma_m64n64k16<0, 0>(flat(product), a + (k / 64 * CHUNK + k % 64 * 2) / 16,
+                          b + (k / 64 * BLOCK_N * 128 + k % 64 * 2) / 16, k > 0);
+  wgmma_commit();
+}
+
+/* This warp's 16 queries of a part of weights or d_scores, at 16 bits, to its chunk, which products take as their left
+ * operand; once all warps have done so, the chunk is full. */
+static __device__ __forceinline__ void share_scores(u32 chunk, u32 full, const float (&scores)[8][4])
+{
+  /* A lane points at a row of one of the four 8x8 matrices: queries 0-7 and 8-15, of 8 keys and of the next 8. */
+  const int lane = threadIdx.x % 32, query = threadIdx.x / 32 % 4 * 16 + lane % 16;
+  u32 left[4][4];
+  pack_fragments(left, scores);
+#pragma unroll
+  for (int k = 0; k < 4; k++)
+    stmatrix_x4(chunk + query * 128 + ((2 * k + lane / 16) ^ query % 8) * 16, left[k]);
+  fence_async_shared();
+  __syncwarp();
+  if (lane == 0)
+    barrier_arrive(full);
+}
+
+/* Does some of 64 queries not see some key of a part? Those behind the last key do not matter: what comes of them ends in rows
+ * of dK and dV that are not stored, and times keys that are zero. */
+static __device__ __forceinline__ bool is_masked(int first_key, int first_query)
+{
+//% if causal
+  return first_key + 64 > first_query + 1;
+//% else
+  return false;
+//% end
+}
+
+/* COUNT parts from `first_part` on. */
+template <int COUNT>
+static __device__ __forceinline__ void make_scores(const struct fa_params &params, const struct work &w, int first_part,
+                                                   const unsigned char *memory, u32 shared)
+{
+  struct ring<STAGES> stage = {};
+  struct ring<1> weight_tile = {};
+  struct ring<2> tile = {}; /* of d_scores */
+  struct cursor at = begin_steps(params, w);
+  struct rows rows = begin_rows(params);
+  const int first_row = threadIdx.x / 32 % 4 * 16; /* of the warp */
+  float weights[8][4], d_scores[8][4];
+  barrier_wait(shared + KEY_FULL, 0);
+  for (int step = 0; step < w.num_steps; step++) {
+    const int first_query = at.block * BLOCK_M;
+    wait_full(shared + QUERY_FULL, stage);
+    read_rows(rows, (const struct row_stats *)(memory + STATS + stage.stage * STATS_BYTES) + first_row,
+              first_query + first_row, first_query + BLOCK_M);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const int part = first_part + i;
+      const int first_key = w.first_key + 64 * part;
+      multiply_part<DIM_QK>(weights, shared + QUERIES + stage.stage * QUERY_BYTES, shared + KEYS + part * CHUNK);
+      if (i == 0)
+        wait_full(shared + GRAD_FULL, stage);
+      multiply_part<DIM_VALUES>(d_scores, shared + GRADS + stage.stage * GRAD_BYTES, shared + VALUES + part * CHUNK);
+      wgmma_wait<1>();
+      keep_registers(flat(weights));
+      weigh_keys(weights, rows);
+      if (is_masked(first_key, first_query))
+        hide_keys(weights, rows, first_key, w.seqlen_k);
+      if (i == 0)
+        wait_empty(shared + WEIGHT_EMPTY, weight_tile);
+      share_scores(shared + WEIGHTS + part * CHUNK, shared + WEIGHT_FULL + 8 * part, weights);
+      wgmma_wait<0>();
+      keep_registers(flat(d_scores));
+      if (i == COUNT - 1)
+        release(shared + GRAD_EMPTY, stage);
+      weigh_gradients(d_scores, weights, rows);
+      if (is_masked(first_key, first_query))
+        hide_keys(d_scores, rows, first_key, w.seqlen_k);
+      if (i == 0)
+        wait_empty(shared + D_SCORE_EMPTY, tile);
+      share_scores(shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,
+                   shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part), d_scores);
+    }
+    advance(weight_tile);
+    advance(tile);
+    advance(stage);
+    advance(at, params, w);
+  }
+}
