@@ -167,6 +167,34 @@ static int add_module(dl_phdr_info *info, size_t, void *wanted) {
   return 0;
 }
 
+/* What a launch has had is kept for those that need no more: guards make each stack an area of its own in the kernel's
+ * eyes, and to set up thousands takes longer than many a launch. */
+static void *new_memory(size_t bytes) {
+  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+static void reserve_shared(size_t bytes) {
+  if (bytes <= shared_arena_bytes)
+    return;
+  if (shared_arena)
+    munmap(shared_arena, shared_arena_bytes);
+  shared_arena_bytes = bytes;
+  shared_arena = (unsigned char *)new_memory(bytes);
+}
+
+static void reserve_stacks(size_t bytes) {
+  if (bytes <= stacks_bytes)
+    return;
+  if (stacks)
+    munmap(stacks - STACK_GUARD, stacks_bytes + STACK_GUARD);
+  stacks_bytes = bytes;
+  stacks = (unsigned char *)new_memory(bytes + STACK_GUARD);
+  mprotect(stacks, STACK_GUARD, PROT_NONE); /* what is too large for the first stack ends here */
+  stacks += STACK_GUARD;
+  for (size_t begin = 0; begin < bytes; begin += STACK_BYTES)
+    mprotect(stacks + begin, PAGE, PROT_NONE);
+}
+
 void memory_launch() {
   modules.clear();
   dl_iterate_phdr(add_module, (void *)machine.kernel);
@@ -178,25 +206,12 @@ void memory_launch() {
     for (Mark &r : region.read)
       r.kind = UNWRITTEN;
   }
-  if (shared_arena)
-    munmap(shared_arena, shared_arena_bytes);
-  if (stacks)
-    munmap(stacks - STACK_GUARD, stacks_bytes + STACK_GUARD);
   u32 align = machine.shared_alignment;
   shared_offset = align < 1024 ? align : 0;
   size_t resident = (size_t)machine.settings.resident;
   shared_stride = (machine.shared_bytes + shared_offset + 3 * PAGE) / PAGE * PAGE;
-  shared_arena_bytes = shared_stride * resident;
-  shared_arena = (unsigned char *)mmap(nullptr, shared_arena_bytes, PROT_READ | PROT_WRITE,
-                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  size_t threads = resident * machine.block_dim.x * machine.block_dim.y * machine.block_dim.z;
-  stacks_bytes = threads * STACK_BYTES;
-  stacks = (unsigned char *)mmap(nullptr, stacks_bytes + STACK_GUARD, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  mprotect(stacks, STACK_GUARD, PROT_NONE); /* what is too large for the first stack ends here */
-  stacks += STACK_GUARD;
-  for (size_t i = 0; i < threads; i++)
-    mprotect(stacks + i * STACK_BYTES, PAGE, PROT_NONE);
+  reserve_shared(shared_stride * resident);
+  reserve_stacks(resident * machine.block_dim.x * machine.block_dim.y * machine.block_dim.z * STACK_BYTES);
   registers_launch(stacks, stacks_bytes);
   shadow_launch(resident);
 }

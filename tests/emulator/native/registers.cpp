@@ -23,16 +23,17 @@ enum { WORD = 4, LEAST = 24, MOST = 256, STEP = 8 };
 static unsigned char *stacks;
 static size_t stacks_bytes, stamps_bytes;
 static u32 *stamps;    /* of each word of the stacks */
-static u32 last_fence; /* of all threads, as a thread gets the stack of one that has ended */
+static u32 last_fence; /* of all threads and launches, as a thread gets the stack of one that has ended */
 
 void registers_launch(unsigned char *begin, size_t bytes) {
-  if (stamps)
-    munmap(stamps, stamps_bytes);
-  stacks = begin;
-  stacks_bytes = stamps_bytes = bytes;
-  stamps = (u32 *)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stacks != begin || stacks_bytes != bytes) {
+    if (stamps)
+      munmap(stamps, stamps_bytes);
+    stacks = begin;
+    stacks_bytes = stamps_bytes = bytes;
+    stamps = (u32 *)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  }
   machine.watches_registers = false;
-  last_fence = 0;
 }
 
 /* --- accesses ---------------------------------------------------------------------------------------------------- */

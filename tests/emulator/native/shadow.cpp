@@ -5,6 +5,7 @@
 #include "shadow.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace emu {
 
@@ -12,7 +13,7 @@ namespace emu {
  * block of the cluster apart. */
 struct SharedShadow {
   std::vector<Mark> write;
-  std::vector<uintptr_t> read_pc;
+  std::vector<uintptr_t> read_pc; /* 0: no warp of the block has read it since it was written */
   std::vector<u32> reads;
   std::map<size_t, Mark> foreign_read;
 };
@@ -40,19 +41,39 @@ static Mark mark_now(Kind kind, uintptr_t pc) {
 }
 
 static bool ordered(const Mark &mark, bool collective) {
-  /* What is known stays known: neighbours mostly have the same mark. */
-  static Mark last;
-  static const Thread *last_thread;
-  static u64 last_turn;
-  if (mark.clock == last.clock && mark.agent == last.agent && mark.lane == last.lane && mark.block == last.block &&
-      machine.now == last_thread && machine.turns == last_turn && !collective)
+  /* What is known stays known: neighbours mostly have the same mark. To the warp as a whole, and to a thread. */
+  static Mark last[2];
+  static const void *last_one[2];
+  static u64 last_turn[2];
+  const void *one = collective ? (const void *)machine.now->warp : machine.now;
+  Mark &m = last[collective];
+  if (mark.clock == m.clock && mark.agent == m.agent && mark.lane == m.lane && mark.block == m.block &&
+      one == last_one[collective] && machine.turns == last_turn[collective])
     return true;
-  bool known = knows(mark.block, mark.agent, mark.clock, mark.lane, collective);
-  if (known && !collective) {
-    last = mark;
+  if (!knows(mark.block, mark.agent, mark.clock, mark.lane, collective))
+    return false;
+  m = mark;
+  last_one[collective] = one;
+  last_turn[collective] = machine.turns;
+  return true;
+}
+
+/* The same of the last reads of the running thread's turn, one of each warp. */
+static bool ordered_read(u64 block, u32 warp, u32 read) {
+  static u32 last[MAX_WARPS];
+  static u64 last_block, last_turn;
+  static const Thread *last_thread;
+  if (machine.now != last_thread || machine.turns != last_turn || block != last_block) {
+    memset(last, 0, sizeof last);
     last_thread = machine.now;
     last_turn = machine.turns;
+    last_block = block;
   }
+  if (read == last[warp])
+    return true;
+  bool known = knows(block, warp, read >> 6, read & 63, false);
+  if (known)
+    last[warp] = read;
   return known;
 }
 
@@ -166,13 +187,13 @@ static size_t count_cells(const SharedPlace &place, size_t bytes) {
 static void check_readers(SharedShadow &shadow, size_t cell, const SharedPlace &target, Access access,
                           const Place &place, uintptr_t pc) {
   u32 *reads = &shadow.reads[cell * target.block->num_warps];
-  for (u32 r = 0; r < target.block->num_warps; r++) {
+  for (u32 r = 0; shadow.read_pc[cell] && r < target.block->num_warps; r++) {
     if (!reads[r])
       continue;
     u32 clock = reads[r] >> 6, lane = reads[r] & 63;
     const Thread &t = *machine.now;
     bool own = target.block == t.warp->block && r == t.warp->index && lane == ALL_LANES && clock != NEVER;
-    bool fine = own || knows(target.block->index, r, clock, lane, false);
+    bool fine = own || ordered_read(target.block->index, r, reads[r]);
     if (!fine && access != ATOMIC)
       finding(pc,
               clock == NEVER ? "race: %s %s, which an asynchronous operation of warp %u still reads, begun at %s"
@@ -180,6 +201,7 @@ static void check_readers(SharedShadow &shadow, size_t cell, const SharedPlace &
               verb(access), place.text().c_str(), r, at(shadow.read_pc[cell]).c_str());
     reads[r] = 0;
   }
+  shadow.read_pc[cell] = 0;
   auto foreign = shadow.foreign_read.find(cell);
   if (foreign == shadow.foreign_read.end())
     return;

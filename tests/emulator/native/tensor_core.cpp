@@ -58,18 +58,25 @@ uint16_t from_float(float x, int type) {
   return (uint16_t)(sign | (uint32_t)((exponent + 14) * 1024 + units));
 }
 
-/* A number as significand * 2^exponent; the leading bit of a normal one is bit `fraction_bits`. */
-struct Part {
-  int64_t significand;
-  int exponent; /* of the leading bit's place */
+/* Numbers as significand * 2^exponent; the leading bit of a normal one is bit `fraction_bits`. Plain arrays and loops
+ * without branches, which compilers make vectors of. */
+enum { NONE = -10000 /* the exponent of 0: that of no sum */ };
+
+template <int N> struct Parts {
+  int32_t significand[N];
+  int32_t exponent[N]; /* of the leading bit's place */
 };
 
-static Part split(uint16_t bits, int type) {
-  int fraction_bits = type == TYPE_BF16 ? 7 : 10, bias = type == TYPE_BF16 ? 127 : 15;
-  int exponent = (bits & 0x7fff) >> fraction_bits;
-  int64_t fraction = bits & ((1 << fraction_bits) - 1);
-  int64_t significand = exponent ? fraction | 1 << fraction_bits : fraction;
-  return {bits & 0x8000 ? -significand : significand, (exponent ? exponent : 1) - bias};
+static int fraction_bits(int type) { return type == TYPE_BF16 ? 7 : 10; }
+
+template <int N> static void split(Parts<N> &parts, const uint16_t *bits, int type) {
+  int shift = fraction_bits(type), bias = type == TYPE_BF16 ? 127 : 15;
+  for (int i = 0; i < N; i++) {
+    int exponent = (bits[i] & 0x7fff) >> shift, fraction = bits[i] & ((1 << shift) - 1);
+    int significand = exponent ? fraction | 1 << shift : fraction;
+    parts.significand[i] = bits[i] & 0x8000 ? -significand : significand;
+    parts.exponent[i] = significand ? (exponent ? exponent : 1) - bias : (int)NONE;
+  }
 }
 
 static bool is_special(uint16_t bits, int type) {
@@ -89,7 +96,10 @@ static float cut(int64_t sum, int unit) {
     drop = -149 - unit; /* subnormal */
   if (drop > 0)
     size = drop > 63 ? 0 : size >> drop << drop;
-  double x = std::ldexp((double)size, unit);
+  uint64_t scale_bits = (uint64_t)(unit + 1023) << 52; /* 2^unit: units are those of fp32's products */
+  double scale;
+  memcpy(&scale, &scale_bits, 8);
+  double x = (double)size * scale;
   float y = x >= 0x1p128 ? INFINITY : (float)x;
   return negative ? -y : y;
 }
@@ -102,55 +112,71 @@ static int64_t align(int64_t significand, int shift) {
   return significand < 0 ? -(-significand >> -shift) : significand >> -shift;
 }
 
-/* c + sum of a[k] b[k], n products at once. */
-static float add_products(float c, const Part *a, const Part *b, int n, int type, int kept) {
-  int product_bits = 2 * (type == TYPE_BF16 ? 7 : 10);
-  uint32_t bits = bits_of(c);
-  int c_exponent = (int)(bits >> 23 & 255);
-  int64_t c_significand = (bits & 0x7fffff) | (c_exponent ? 0x800000 : 0);
-  if (bits >> 31)
-    c_significand = -c_significand;
-  c_exponent = (c_exponent ? c_exponent : 1) - 127;
-  int largest = c_significand ? c_exponent : -1000;
+/* For each of 8 columns: c + sum of a[k] b[k], n products at once. A product of two significands has 22 bits; moved to
+ * the left by `kept - product_bits` it has 27, and 16 of them are less than 2^31. */
+static void add_products(float c[8], const int32_t *a_significand, const int32_t *a_exponent, const Parts<8> *b, int n,
+                         int type, int kept) {
+  int up = kept - 2 * fraction_bits(type);
+  int32_t largest[8], sum[8] = {}, c_exponent[8], c_significand[8];
+  for (int j = 0; j < 8; j++) {
+    uint32_t bits = bits_of(c[j]);
+    int exponent = (int)(bits >> 23 & 255);
+    c_significand[j] = (int)((bits & 0x7fffff) | (exponent ? 0x800000 : 0));
+    c_exponent[j] = c_significand[j] ? (exponent ? exponent : 1) - 127 : (int)NONE;
+    c_significand[j] = bits >> 31 ? -c_significand[j] : c_significand[j];
+    largest[j] = c_exponent[j];
+  }
   for (int k = 0; k < n; k++)
-    if (a[k].significand && b[k].significand && a[k].exponent + b[k].exponent > largest)
-      largest = a[k].exponent + b[k].exponent;
-  if (largest == -1000)
-    return 0; /* +0 where all are -0, too */
-  int64_t sum = align(c_significand, c_exponent - 23 - (largest - kept));
+    for (int j = 0; j < 8; j++) {
+      int32_t exponent = a_exponent[k] + b[k].exponent[j];
+      largest[j] = exponent > largest[j] ? exponent : largest[j];
+    }
   for (int k = 0; k < n; k++)
-    sum += align(a[k].significand * b[k].significand, a[k].exponent + b[k].exponent - product_bits - (largest - kept));
-  return cut(sum, largest - kept);
+    for (int j = 0; j < 8; j++) {
+      int32_t product = a_significand[k] * b[k].significand[j];
+      int32_t down = largest[j] - (a_exponent[k] + b[k].exponent[j]);
+      uint32_t size = (uint32_t)(product < 0 ? -product : product) << up >> (down < 31 ? down : 31);
+      sum[j] += product < 0 ? -(int32_t)size : (int32_t)size;
+    }
+  for (int j = 0; j < 8; j++) {
+    int unit = largest[j] - kept;
+    int64_t all = sum[j] + align(c_significand[j], c_exponent[j] - 23 - unit);
+    c[j] = largest[j] <= NONE / 2 ? 0 : cut(all, unit); /* +0 where all are -0, too */
+  }
 }
 
 void tensor_core_multiply(float c[16][8], const uint16_t a[16][16], const uint16_t b[16][8], int type, int model) {
-  Part left[16][16], right[8][16];
-  bool special_row[16] = {}, special_column[8] = {}; /* with an infinity or NaN */
-  for (int i = 0; i < 16; i++)
-    for (int k = 0; k < 16; k++) {
-      left[i][k] = split(a[i][k], type);
-      special_row[i] |= is_special(a[i][k], type);
-    }
-  for (int k = 0; k < 16; k++)
-    for (int j = 0; j < 8; j++) {
-      right[j][k] = split(b[k][j], type);
+  Parts<16> left;
+  Parts<8> right[16];
+  bool special_column[8] = {}; /* with an infinity or NaN */
+  for (int k = 0; k < 16; k++) {
+    split(right[k], b[k], type);
+    for (int j = 0; j < 8; j++)
       special_column[j] |= is_special(b[k][j], type);
+  }
+  for (int i = 0; i < 16; i++) {
+    bool special_row = false;
+    for (int k = 0; k < 16; k++)
+      special_row |= is_special(a[i][k], type);
+    float sum[8];
+    memcpy(sum, c[i], sizeof sum);
+    split(left, a[i], type);
+    if (model == MODEL_HOPPER) {
+      add_products(sum, left.significand, left.exponent, right, 16, type, 25);
+    } else if (model == MODEL_AMPERE) {
+      add_products(sum, left.significand, left.exponent, right, 8, type, 24);
+      add_products(sum, left.significand + 8, left.exponent + 8, right + 8, 8, type, 24);
     }
-  for (int i = 0; i < 16; i++)
     for (int j = 0; j < 8; j++) {
-      float &sum = c[i][j];
-      if (special_row[i] || special_column[j] || model == MODEL_DOUBLE || !std::isfinite(sum)) {
-        double exact = sum;
+      if (special_row || special_column[j] || model == MODEL_DOUBLE || !std::isfinite(c[i][j])) {
+        double exact = c[i][j];
         for (int k = 0; k < 16; k++)
           exact += (double)to_float(a[i][k], type) * (double)to_float(b[k][j], type);
-        sum = std::isnan(exact) ? float_of(0x7fffffff) : (float)exact;
-      } else if (model == MODEL_HOPPER) {
-        sum = add_products(sum, left[i], right[j], 16, type, 25);
-      } else {
-        sum = add_products(sum, left[i], right[j], 8, type, 24);
-        sum = add_products(sum, left[i] + 8, right[j] + 8, 8, type, 24);
+        sum[j] = std::isnan(exact) ? float_of(0x7fffffff) : (float)exact;
       }
+      c[i][j] = sum[j];
     }
+  }
 }
 
 extern "C" float emu_to_float(uint16_t bits, int type) { return to_float(bits, type); }
