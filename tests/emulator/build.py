@@ -31,7 +31,9 @@ def _has_fma() -> bool:
 # Products and sums are contracted to fused multiply-adds, as NVRTC does without being asked.
 FMA = ["-ffp-contract=fast", "-fexpensive-optimizations"] if _has_fma() else ["-ffp-contract=off"]
 FMA += ["-mfma"] if _has_fma() and platform.machine() == "x86_64" else []
-# -fsanitize=thread calls a function at every access, which hooks.cpp has; nothing of the sanitizers is linked.
+# -fsanitize=thread calls a function at every access, which hooks.cpp has; nothing of the sanitizers is linked. What is
+# undefined is a trap first, and the launch is run again with calls of functions that say what it was: they take a
+# third of the time to compile, and kernels that are right never come there.
 # Local variables begin as a pattern, so that the use of one that was not set shows. addr2line mistakes the files of
 # functions in DWARF 5. Where variables are is not kept: that takes a third of the time to compile.
 KERNEL_FLAGS = [
@@ -40,6 +42,7 @@ KERNEL_FLAGS = [
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
     *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-psabi"),
 ]
+TRAPS = "-fsanitize-undefined-trap-on-error"
 # Vectors for the sums of tensor_core.cpp, which would else take a third of the time that a sweep runs.
 VECTORS = ["-ftree-vectorize", *(["-mavx2"] if _has("avx2") and platform.machine() == "x86_64" else [])]
 RUNTIME_FLAGS = ["-std=c++17", "-O2", *VECTORS, "-g", "-fPIC", "-Wall", "-Wextra", "-shared"]
@@ -157,11 +160,11 @@ def runtime() -> Path:
 
 
 @functools.lru_cache(maxsize=4)  # calls of one kernel come after one another
-def kernel(source: str) -> Path:
-    """A kernel; its symbols of the emulator are found when it is loaded."""
+def kernel(source: str, described: bool = False) -> Path:
+    """A kernel; its symbols of the emulator are found when it is loaded. `described`: it says what is undefined."""
     text = translate(source).encode()
     commands = [
-        [CXX, *KERNEL_FLAGS, "-c", "kernel.cpp", "-o", "kernel.o"],
+        [CXX, *KERNEL_FLAGS, *([] if described else [TRAPS]), "-c", "kernel.cpp", "-o", "kernel.o"],
         [CXX, "-shared", "kernel.o", "-o", "out.so"],
     ]
     return _compile(

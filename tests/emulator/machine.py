@@ -20,6 +20,7 @@ MODELS = {"hopper": 0, "ampere": 1, "double": 2}
 MARGIN = 16384  # bytes
 MOST_SHARED = 227 * 1024  # of a block, on the GPUs that have most
 MOST_BLOCKS = 16  # of a cluster
+TRAPPED = 2  # what emu_launch returns
 TYPES = {"fp16": 0, "bf16": 1}
 
 
@@ -117,9 +118,10 @@ def _source_line(module: str, offset: str) -> str:
 class Kernel:
     """A compiled kernel. `source` is CUDA as the generator renders it."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, described: bool = False) -> None:
         library()
-        self.path: Path = build.kernel(source)
+        self.source = source
+        self.path: Path = build.kernel(source, described)
         self.module = ctypes.CDLL(str(self.path))
 
     def launch(
@@ -173,7 +175,7 @@ class Session:
         settings: Settings,
         cluster: int | Sequence[int] = 1,
     ) -> None:
-        lib, module = library(), kernel.module
+        lib = library()
         parts = zip(_three(grid), _three(cluster), strict=True)
         if math.prod(_three(cluster)) > MOST_BLOCKS or any(g % c for g, c in parts):
             raise ValueError(f"{entry}: a grid of {grid} does not consist of clusters of {cluster}")
@@ -188,23 +190,46 @@ class Session:
             settings.resident,
             settings.shuffle,
             settings.drain,
-            module.emu_shared_alignment(),
+            kernel.module.emu_shared_alignment(),
             kernel.registers(entry, math.prod(_three(block))),
             (ctypes.c_uint * 3)(*_three(cluster)),
         )
-        static = (ctypes.c_void_p * 2)()
-        module.emu_static_range(static)
+        static = _static_range(kernel)
         shared = shared_bytes + (static[1] or 0) - (static[0] or 0)
         if shared > MOST_SHARED:
             raise EmulatorError(f"{entry}: {shared} bytes of shared memory; a block can have {MOST_SHARED}")
-        pointers = (ctypes.c_void_p * max(len(arguments), 1))(*(ctypes.addressof(a) for a in arguments))
-        lib.emu_reset_findings()
-        function = ctypes.cast(getattr(module, f"emu_entry_{entry}"), ctypes.c_void_p)
-        lib.emu_launch(function, pointers, ctypes.byref(launch), static[0], static[1])
+        before = [m.array.copy() if m.writable else None for m in self.memory]
+        lib.emu_save()
+        if self._run(kernel, entry, arguments, launch) == TRAPPED:
+            for m, array in zip(self.memory, before, strict=True):
+                if array is not None:
+                    m.array[:] = array
+            lib.emu_restore()
+            self._run(Kernel(kernel.source, described=True), entry, arguments, launch)
         found = lib.emu_findings().decode(errors="replace")
         if found:
             text = re.sub(r"@\{(\S+) (0x[0-9a-f]+)\}", lambda m: _source_line(m[1], m[2]), found)
             raise EmulatorError(f"{entry} (seed {settings.seed}, timing {settings.timing}):\n{text}")
+
+    def _run(
+        self,
+        kernel: Kernel,
+        entry: str,
+        arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
+        launch: _Launch,
+    ) -> int:
+        lib, static = library(), _static_range(kernel)
+        pointers = (ctypes.c_void_p * max(len(arguments), 1))(*(ctypes.addressof(a) for a in arguments))
+        lib.emu_reset_findings()
+        function = ctypes.cast(getattr(kernel.module, f"emu_entry_{entry}"), ctypes.c_void_p)
+        return lib.emu_launch(function, pointers, ctypes.byref(launch), static[0], static[1])
+
+
+def _static_range(kernel: Kernel) -> ctypes.Array:
+    """Where its static shared variables lie."""
+    static = (ctypes.c_void_p * 2)()
+    kernel.module.emu_static_range(static)
+    return static
 
 
 def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:

@@ -128,6 +128,22 @@ def test_broken_kernel(name: str) -> None:
         assert re.search(r"^small\.cu:\d+ \(", str(error.value), re.MULTILINE)
 
 
+def test_what_is_undefined_is_said_of_the_same_launch() -> None:
+    """After a trap it is run again: memory is what it was before, and written where it was."""
+    text = """extern "C" __global__ void kernel(int *inout_x, int *out_y) {
+  int by = inout_x[0];
+  inout_x[0] = 40;
+  out_y[0] = by;
+  out_y[1] = 1 << by;
+}"""
+    with pytest.raises(EmulatorError) as error:
+        run(text, np.full(1, 33, np.int32), np.zeros(2, np.int32), block=1)
+    assert re.search(r"^small\.cu:5 \(kernel\): shift by 33", str(error.value), re.MULTILINE)
+    with pytest.raises(EmulatorError) as error:
+        run(text.replace("out_y[0] = by", "by += out_y[0]"), np.full(1, 33, np.int32), np.zeros(2, np.int32), block=1)
+    assert "small.cu:4 (kernel): reads out_y + 0, which nobody has written" in str(error.value)
+
+
 def test_place_of_a_finding() -> None:
     """The line, who came to it through which calls, and the other side of a race."""
     with pytest.raises(EmulatorError) as error:

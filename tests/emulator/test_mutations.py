@@ -19,9 +19,9 @@ KERNELS = sorted({mutation.kernel for mutation in ALL})
 def test_mutations_are_caught(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever drops a wait, moves a mask or forgets a scale is told so. Without a mutation the same calls are right.
 
-    One in eight: `python -m flash_attention emulate --mutations` runs all.
+    One in sixteen: `python -m flash_attention emulate --mutations` runs all.
     """
-    some = [mutation for mutation in ALL if mutation.kernel == kernel][::8]
+    some = [mutation for mutation in ALL if mutation.kernel == kernel][::16]
     assert mutations.print_table(some), capsys.readouterr().out
 
 

@@ -10,21 +10,23 @@
 
 namespace emu {
 
-enum { SIGNALS = 4, LONG_SECONDS = 20 };
+enum { SIGNALS = 5, LONG_SECONDS = 20 };
 static struct sigaction before[SIGNALS];
-static const int signals[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL, SIGVTALRM};
+static const int signals[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGVTALRM};
 static u64 last_turn;
 static int seconds;
 static pthread_t ours; /* the thread that runs the grid */
 
 /* The handler returns into this instead of to where the crash was, on the thread's stack or what is left of it. */
 static uintptr_t crash_pc;
+static int crash_signal;
 static const void *crash_address;
 alignas(64) static unsigned char spare_stack[65536];
 
 static void crashed() {
   if (seconds >= LONG_SECONDS)
     fatal(crash_pc + 1, "runs for %d seconds and waits for nobody: an endless loop", LONG_SECONDS);
+  machine.trapped = crash_signal == SIGILL || crash_signal == SIGTRAP; /* x86-64, aarch64 */
   fatal(crash_pc + 1, "crashes at the address %p: a wild pointer, a trap, or more local variables than a stack holds",
         crash_address);
 }
@@ -43,6 +45,7 @@ static void handle(int signal, siginfo_t *info, void *context) {
   }
   ucontext_t *c = (ucontext_t *)context;
   crash_address = info->si_addr;
+  crash_signal = signal;
   uintptr_t top = (uintptr_t)(spare_stack + sizeof spare_stack - 64);
 #if defined(__x86_64__)
   crash_pc = (uintptr_t)c->uc_mcontext.gregs[REG_RIP];

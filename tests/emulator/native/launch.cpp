@@ -14,7 +14,7 @@ struct Launch {
   unsigned cluster[3];
 };
 
-/* Runs one launch; returns 0 when every thread came to its end. What was found is in emu_findings(). */
+/* Runs one launch; returns 0 when every thread came to its end, 2 after a trap. What was found is in emu_findings(). */
 extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launch *launch, unsigned char *static_begin,
                           unsigned char *static_end) {
   machine.settings = {launch->seed,     launch->timing,  launch->model, launch->exp2_error,
@@ -42,7 +42,7 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
   bool whole = run_grid();
   leave_crashes();
   fflush(stdout); /* what the kernel has printed */
-  return whole ? 0 : 1;
+  return machine.trapped ? 2 : whole ? 0 : 1;
 }
 
 } // namespace emu

@@ -206,6 +206,7 @@ struct Machine {
   Block *loaded; /* whose static shared variables are in place */
   void *scheduler_sp;
   bool failed, yielded;
+  bool trapped;      /* a thread came to an instruction that stands for undefined behaviour, or to a __trap() */
   u64 spins;         /* reads of flags, and atomics, since something else happened */
   u64 turns;         /* of threads, so far */
   u32 timeouts;      /* of waits with a time limit, since a barrier let someone pass */

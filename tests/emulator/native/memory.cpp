@@ -240,6 +240,23 @@ extern "C" void emu_add_memory(const char *name, void *memory, size_t bytes, int
 
 extern "C" void emu_remove_memory() { regions.clear(); }
 
+/* What has been written is put down, so that a launch can be run again. All else begins anew with each launch. */
+static std::vector<Kind> saved;
+
+extern "C" void emu_save() {
+  saved.clear();
+  for (const Region &region : regions)
+    for (size_t i = 0; region.writable && i < region.write.size(); i++)
+      saved.push_back(region.write[i].kind);
+}
+
+extern "C" void emu_restore() {
+  size_t next = 0;
+  for (Region &region : regions)
+    for (size_t i = 0; region.writable && i < region.write.size(); i++)
+      region.write[i].kind = saved[next++];
+}
+
 /* How many bytes of elements of a tensor are still unwritten. */
 extern "C" size_t emu_unwritten(const char *name) {
   size_t count = 0;

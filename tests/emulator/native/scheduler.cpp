@@ -344,7 +344,7 @@ bool run_grid() {
   std::vector<u64> order = order_of_clusters();
   std::vector<bool> used((size_t)machine.settings.resident, false);
   size_t begun = 0;
-  machine.failed = false;
+  machine.failed = machine.trapped = false;
   machine.spins = machine.timeouts = 0;
   machine.products_open = 0;
   machine.loaded = nullptr;
