@@ -99,26 +99,36 @@ def try_mutation(mutation: Mutation) -> Verdict:
     return Verdict("", "", time.perf_counter() - start)
 
 
-class _AppliedError(Exception):
+class _RenderedError(Exception):
     """Raised where a kernel would be compiled."""
 
 
-def out_of_date(mutation: Mutation) -> str:
-    """What a mutation does not find in its kernel, "" if it finds it; the kernel is not run."""
+def out_of_date(mutations: Sequence[Mutation]) -> list[str]:
+    """What mutations of one kernel and one trial do not find in it; the kernel is rendered once and not run."""
+    kernel, texts = mutations[0].kernel, []
 
-    def change(kernel: str, source: str) -> str:
-        if kernel != mutation.kernel:
+    def change(name: str, source: str) -> str:
+        if name != kernel:
             return source
-        mutation.apply(source)
-        raise _AppliedError
+        for mutation in mutations:
+            try:
+                mutation.apply(source)
+            except OutOfDateError as error:
+                texts.append(str(error))
+        raise _RenderedError
 
     try:
-        mutation.trial.run(change)
-    except _AppliedError:
-        return ""
-    except OutOfDateError as error:
-        return str(error)
-    return f"mutation {mutation.name!r}: its call runs no kernel {mutation.kernel}"
+        mutations[0].trial.run(change)
+    except _RenderedError:
+        return texts
+    return [f"mutation {mutation.name!r}: its call runs no kernel {kernel}" for mutation in mutations]
+
+
+def by_kernel_and_trial(mutations: Sequence[Mutation]) -> list[list[Mutation]]:
+    groups: dict[tuple[str, Trial], list[Mutation]] = {}
+    for mutation in mutations:
+        groups.setdefault((mutation.kernel, mutation.trial), []).append(mutation)
+    return list(groups.values())
 
 
 def try_unchanged(trial: Trial) -> str:
