@@ -74,8 +74,11 @@ format: $(TEST_READY) ## rewrite every file as the linters want it
 	$(TOOLS)ruff check --fix .
 	$(TOOLS)ruff format .
 
+# Two processes, where pytest-xdist is installed: many tests wait for processes of their own. Who is done takes over
+# tests of the other.
+WORKERS = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses 2 --dist worksteal)
 check-python: $(PACKAGE_LIBRARY) $(TEST_READY) ## pytest; ARGS="-k name" selects
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(WORKERS) $(ARGS)
 
 bench: $(PACKAGE_LIBRARY) $(DEMO_READY) ## measure against PyTorch on this machine: table, CSV, PNG
 	$(RUN) -m flash_attention bench --output $(RESULTS) $(ARGS)

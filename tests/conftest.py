@@ -48,6 +48,15 @@ def _why_no_cuda() -> str:
 _no_cuda = _why_no_cuda()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have recorded as covered: workers of pytest-xdist cannot print."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    for report in reports:
+        for name, text in report.user_properties if report.when == "call" else ():
+            if name == "covered":
+                terminalreporter.write_line(str(text))
+
+
 @pytest.fixture(params=["cpu"] if _no_cuda else ["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """A test that takes it runs on each kind of device that attention runs on here."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,6 +27,8 @@ OTHERS = ["sm_86", "sm_89", "sm_100", "sm_120", "sm_121"]
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, HOPPER: 232448, "sm_100": 232448} | dict.fromkeys(
     OTHERS[:2] + OTHERS[3:], 101376
 )
+# Each compiles on a processor; a worker of pytest-xdist has another one beside it.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 
 def spill_limit(dtype: str, head_dim: int, architecture: str) -> int:
@@ -64,8 +67,8 @@ def complaint(kernel: Kernel) -> str | None:
 
 
 def check(kernels: Iterable[Kernel]) -> None:
-    """Compile all of them, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
+    """Compile all of them, two at a time on two processors."""
+    with ThreadPoolExecutor(THREADS) as pool:
         complaints = [text for text in pool.map(complaint, kernels) if text]
     assert not complaints, "\n".join(complaints)
 
@@ -215,7 +218,7 @@ def check_hopper(
         own = f"hopper/{op}{'_fp32' * parts}{'_two_pass' * two_pass}.cu"
         return None if f"templates/{own}," in _native.source(problem, config)[0] else f"{kernel}: another family"
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         complaints = [text for text in pool.map(complaint_of, kernels) if text]
     assert not complaints, "\n".join(complaints)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -135,7 +136,15 @@ def _compile(name: str, parts: list[bytes], commands: list[list[str]], files: di
         os.utime(result)
         return result
     _remove_old(result.parent)
-    with tempfile.TemporaryDirectory(dir=_cache()) as directory:
+    with open(result.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be about to have it
+        if not result.exists():
+            _run_compiler(result, commands, files)
+    return result
+
+
+def _run_compiler(result: Path, commands: list[list[str]], files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory(dir=result.parent) as directory:
         for file, content in files.items():
             (Path(directory) / file).write_bytes(content)
         for command in commands:
@@ -145,7 +154,6 @@ def _compile(name: str, parts: list[bytes], commands: list[list[str]], files: di
         for file in files:
             os.replace(Path(directory) / file, result.with_suffix("." + file.rsplit(".", 1)[-1]))
         os.replace(Path(directory) / "out.so", result)
-    return result
 
 
 def _sources() -> list[bytes]:

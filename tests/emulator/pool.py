@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -13,7 +14,8 @@ import torch
 
 from emulator.machine import library
 
-PROCESSES = 2
+# A worker of pytest-xdist has another one beside it.
+PROCESSES = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

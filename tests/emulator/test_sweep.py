@@ -1,6 +1,6 @@
 """The CUDA kernels are right in the emulator: every config that the tuner may choose, every feature of a call.
 
-What ran is printed. The cases are in sweep.py.
+What ran stands at the end of pytest's output. The cases are in sweep.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import itertools
 import math
 import shlex
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -28,21 +29,20 @@ every_kind = pytest.mark.parametrize("kind", sweep.KINDS, ids=lambda kind: kind.
 
 
 @every_kind
-def test_sweep(kind: Kind, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep(kind: Kind, record_property: Callable[[str, object], None]) -> None:
     """Against float64, with every check of the emulator on, under several seeds and timings."""
-    check_sweep(kind.name, [*sweep.every_config(kind), *sweep.every_feature(kind)], capsys)
+    check_sweep(kind.name, [*sweep.every_config(kind), *sweep.every_feature(kind)], record_property)
 
 
-def test_sweep_of_wide_backward(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_of_wide_backward(record_property: Callable[[str, object], None]) -> None:
     """dK and dV of Hopper's head dims above 128."""
-    check_sweep("hopper-wide-backward", sweep.wide_backward(), capsys)
+    check_sweep("hopper-wide-backward", sweep.wide_backward(), record_property)
 
 
-def check_sweep(name: str, groups: list[list[Case]], capsys: pytest.CaptureFixture[str]) -> None:
-    """Run them, print what was covered, and say what is wrong."""
+def check_sweep(name: str, groups: list[list[Case]], record_property: Callable[[str, object], None]) -> None:
+    """Run them, record what was covered (tests/conftest.py prints it), and say what is wrong."""
     outcomes = list(sweep.run(groups))
-    with capsys.disabled():
-        print(f"\n  {name}: {sweep.summary(outcomes)}", end=" ")
+    record_property("covered", f"{name}: {sweep.summary(outcomes)}")
     wrong = [outcome for outcome in outcomes if outcome.error]
     report = (f"{command.command_line(outcome.case)}\n{outcome.error}" for outcome in wrong[:3])
     assert not wrong, f"{len(wrong)} of {len(outcomes)} runs are wrong\n" + "\n\n".join(report)
