@@ -174,16 +174,18 @@ programs:
 $(VENV)/bin/python:
 	$(BASE_PYTHON) -m venv $(VENV)
 
+# --no-compile: of PyTorch's thousands of modules only those that are imported are compiled, then.
+PIP_INSTALL := -m pip install --no-compile
 $(VENV)/.demo: pyproject.toml setup.py | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -e '.[progress,plot]'
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[progress,plot]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
-	$(VENV)/bin/python -m pip install -e '.[progress,plot,test,lint]'
-	@touch $@
+$(VENV)/.test: pyproject.toml setup.py | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[progress,plot,test,lint]'
+	@touch $(VENV)/.demo $@
 
 # The oldest PyTorch that is supported, in an environment of its own.
 $(OLDEST)/.ready:
 	$(BASE_PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install 'torch==2.10.*' numpy 'pytest>=8'
+	$(OLDEST)/bin/python $(PIP_INSTALL) 'torch==2.10.*' numpy 'pytest>=8'
 	@touch $@
