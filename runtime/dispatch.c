@@ -243,17 +243,22 @@ static void look_ahead(const fa_device *device, const fa_problem *forward, const
   fa_build_ahead(device, &problem, bucket, autotune);
 }
 
+static fa_problem choose_target(const fa_device *device, const fa_problem *problem, const fa_shape *bucket) {
+  fa_problem chosen = *problem;
+  if (device->ops->choose_target) {
+    device->ops->choose_target(bucket, chosen.target);
+    fa_problem_normalize(&chosen);
+  }
+  return chosen;
+}
+
 static fa_status make_ready(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                             const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
   fa_preparing state;
   fa_status status = device->ops->begin_preparing ? device->ops->begin_preparing(device, &state, message) : FA_OK;
   if (status != FA_OK)
     return status;
-  fa_problem chosen = *problem;
-  if (device->ops->choose_target) {
-    device->ops->choose_target(bucket, chosen.target);
-    fa_problem_normalize(&chosen);
-  }
+  const fa_problem chosen = choose_target(device, problem, bucket);
   if (call->backward_follows && call->op == FA_FORWARD)
     look_ahead(device, &chosen, bucket, call->deterministic);
   status = resolve(device, &chosen, bucket, &call->shape, host, call->stream, ready, message);
@@ -262,14 +267,16 @@ static fa_status make_ready(const fa_device *device, const fa_problem *problem, 
   return status;
 }
 
-/* In a graph's capture nothing can be made ready: any kernel of the problem that is there computes the same. */
-static fa_status find_in_capture(const fa_device *device, const fa_problem *problem, const fa_ready **ready,
-                                 char *message) {
+/* In a graph's capture nothing can be made ready: any kernel that is there computes the same, if it is one of the
+ * problem and the target that this bucket would get outside of one. */
+static fa_status find_in_capture(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                                 const fa_ready **ready, char *message) {
   char description[160];
-  *ready = fa_find_loaded_for(device, problem);
+  const fa_problem chosen = choose_target(device, problem, bucket);
+  *ready = fa_find_loaded_for(device, &chosen);
   if (*ready)
     return FA_OK;
-  fa_describe_problem(problem, description, sizeof description);
+  fa_describe_problem(&chosen, description, sizeof description);
   return fa_fail(FA_FAILED, message,
                  "the stream is being captured into a graph, and there is no kernel yet for %s: make one call with "
                  "tensors like these (shapes, strides, alignment) before the capture, to compile and load it",
@@ -290,7 +297,7 @@ void fa_last_config(char *config, size_t size) {
 static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
                          const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
   if (device->ops->is_capturing && device->ops->is_capturing(device, call->stream))
-    return find_in_capture(device, problem, ready, message);
+    return find_in_capture(device, problem, &key->bucket, ready, message);
   fa_lock();
   fa_slot *slot = fa_table_slot(key);
   if (!slot) {

@@ -142,7 +142,7 @@ fa_status fa_make_ready(const fa_device *device, const fa_problem *problem, cons
                         const char *kernel_hex, const fa_loaded *loaded, const fa_ready **ready, char *message);
 /* Several buckets may have the same winner; it is loaded once. NULL: not there. */
 const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex);
-/* Any kernel of this problem, whatever shapes it was tuned for. NULL: not there. */
+/* Any kernel of this problem and its very target, whatever shapes it was tuned for. NULL: not there. */
 const fa_ready *fa_find_loaded_for(const fa_device *device, const fa_problem *problem);
 
 /* --- record.c */

@@ -72,19 +72,18 @@ const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) 
   return found;
 }
 
-/* `b` as a call has it. The kernel's own target may be a lower one, but not the device's where the call's is lower. It
- * may be more precise than the call asks for. */
-static bool same_problem(const fa_device *device, const fa_problem *a, const fa_problem *b) {
-  if (strcmp(a->target, device->target) == 0 && strcmp(b->target, device->target) != 0)
-    return false;
+/* `b` as a call has it. The kernel may be more precise than the call asks for. Its target is the call's: families add
+ * the products of a score in different orders in fp32, and backward must do it as forward did. */
+static bool same_problem(const fa_problem *a, const fa_problem *b) {
   return a->op == b->op && a->dtype == b->dtype && a->precision <= b->precision && a->head_dim == b->head_dim &&
-         a->head_dim_v == b->head_dim_v && a->is_causal == b->is_causal && a->deterministic == b->deterministic;
+         a->head_dim_v == b->head_dim_v && a->is_causal == b->is_causal && a->deterministic == b->deterministic &&
+         strcmp(a->target, b->target) == 0;
 }
 
 const fa_ready *fa_find_loaded_for(const fa_device *device, const fa_problem *problem) {
   fa_lock();
   const fa_ready *found = loaded_kernels;
-  while (found && !(found->device == device && same_problem(device, &found->problem, problem)))
+  while (found && !(found->device == device && same_problem(&found->problem, problem)))
     found = found->next;
   fa_unlock();
   return found;

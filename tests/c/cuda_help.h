@@ -58,7 +58,7 @@ static inline void help_describe(const fa_problem *problem, const fa_config *con
   kernel->num_phases = 1;
   snprintf(kernel->phase[0].entry, FA_ENTRY_LENGTH, "%s%d", fa_op_name(problem->op),
            fa_config_get(config, "block_m", 0));
-  kernel->phase[0].block_size = 64;
+  kernel->phase[0].block_size = strcmp(problem->target, "cuda:sm_90a") == 0 ? 128 : 64;
   kernel->phase[0].shared_bytes = 64 * 1024;
 }
 static inline int help_constants(const fa_problem *problem, const fa_config *config, fa_constants *constants) {
