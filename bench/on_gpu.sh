@@ -5,7 +5,7 @@
 #
 # Sections, all of them if none is named, in this order:
 #   build          the package and the C library
-#   tests          pytest -k cuda, in parallel where pytest-xdist is installed
+#   tests          pytest -m gpu, in parallel where pytest-xdist is installed
 #   guide          the usage guide's examples
 #   plain_c        attention from C, without Python
 #   sanitize       memcheck and racecheck of tests/gpu/sanitize.py, where compute-sanitizer is installed
@@ -59,9 +59,9 @@ run_section() {
     tests)
       local parallel=()
       "$python" -c 'import xdist' 2>/dev/null && parallel=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
-      within 400 "$python" -m pytest -q -k cuda "${parallel[@]}"
+      within 600 "$python" -m pytest -q -m gpu "${parallel[@]}"
       ;;
-    guide) within 120 "$python" -m pytest -q tests/test_guide.py -k cuda ;;
+    guide) within 120 "$python" -m pytest -q tests/test_guide.py -m gpu ;;
     plain_c) within 60 build/plain_c cuda ;;
     sanitize)
       local tool

@@ -57,6 +57,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 terminalreporter.write_line(str(text))
 
 
+# First: -m selects by what it adds.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs on a GPU is marked `gpu`, whatever it is called."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        device = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        if device == "cuda" or "cuda" in item.fixturenames:
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(params=["cpu"] if _no_cuda else ["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """A test that takes it runs on each kind of device that attention runs on here."""

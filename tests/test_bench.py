@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -217,6 +218,25 @@ def test_script_of_a_gpu_machine_goes_on_behind_a_failure(tmp_path: Path) -> Non
     assert done.stdout.count("FAILED (1)") == 2
     assert on_gpu(str(tmp_path), "everything", python="false").returncode == 2
     assert "Sections" in on_gpu(python="false").stdout
+
+
+def test_script_of_a_gpu_machine_runs_what_needs_a_gpu(tmp_path: Path) -> None:
+    """Whatever its name is: all that take the fixture `cuda`, and nothing of the emulator's."""
+    on_gpu(str(tmp_path), "tests", "guide", python="echo")
+    assert (tmp_path / "log.txt").read_text().count(" -m gpu") == 4  # what is run, and what echo says
+    line = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    selected = {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        text = path.read_text()
+        wanted = re.findall(r"^def (test_\w+)\([^)]*\bcuda\b", text, re.MULTILINE)
+        wanted += re.findall(r"^@needs_hopper\n(?:@.*\n)*def (test_\w+)", text, re.MULTILINE)
+        if re.search(r'^pytestmark = pytest.mark.usefixtures\("cuda"\)', text, re.MULTILINE):
+            wanted += re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+        missing = {f"tests/{path.name}::{name}" for name in wanted} - selected
+        assert not missing
+    assert {"tests/test_accuracy.py::test_whole_sequences", "tests/test_cuda.py::test_no_keys"} < selected
+    assert not any("/emulator/" in name for name in selected)
 
 
 def test_tf32_is_measured_beside_our_own_16_bits() -> None:

@@ -23,7 +23,13 @@ from gpu.launch import expand
 from gpu.matmul import Call, Matmul
 
 RESULTS = ("store", "add", "add_fragments")
-needs_hopper = pytest.mark.skipif(bool(driver.missing()), reason=driver.missing())
+needs_hopper = pytest.mark.usefixtures("_hopper")
+
+
+@pytest.fixture
+def _hopper(cuda: torch.device) -> None:
+    if reason := driver.missing():
+        pytest.skip(reason)
 
 
 @pytest.fixture
