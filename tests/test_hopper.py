@@ -115,17 +115,20 @@ def test_layouts_hold_each_element_once(layout: layouts.Layout) -> None:
 
 @pytest.mark.parametrize("cases", [sanitize.FEW, sanitize.FEW + sanitize.MORE], ids=["few", "all"])
 def test_sanitizer_runs_both_families(cases: list[sanitize.Case]) -> None:
-    """compute-sanitizer sees on an H100 every family, op and dtype that there is. On other devices all is portable."""
+    """compute-sanitizer sees on an H100 every family, op and dtype that there is, and head dims of V's own. On other
+    devices all is portable."""
     kinds = set(itertools.product(sanitize.OPS, sanitize.DTYPES))
 
-    def missing(target: str, name: str) -> set[tuple[str, str]]:
-        found = {(text.split()[0], case.dtype) for case in cases for text, f in case.problems(target) if f == name}
-        return kinds - found
+    def seen(target: str, name: str) -> set[tuple[str, str]]:
+        return {(text.split()[0], case.dtype) for case in cases for text, f in case.problems(target) if f == name}
 
-    assert missing("cuda:sm_90a", "hopper") == {("backward", "fp32")}
-    assert missing("cuda:sm_90a", "portable") == {("forward", "fp32")}
-    assert not missing("cuda:sm_80", "portable")
-    assert missing("cuda:sm_80", "hopper") == kinds
+    for name, wanted in sanitize.OF_HOPPER.items():
+        assert seen("cuda:sm_90a", name) == set(wanted), name
+        assert not seen("cuda:sm_80", name), name
+    assert seen("cuda:sm_90a", "portable") == kinds - {("forward", "fp32")}
+    assert seen("cuda:sm_80", "portable") == kinds
+    for name in ("two_pass", "two_pass_wide"):
+        assert any(c.value_dim != c.head_dim and name in dict(c.problems("cuda:sm_90a")).values() for c in cases), name
 
 
 def test_what_does_not_fit_is_an_error() -> None:

@@ -3,10 +3,10 @@
     compute-sanitizer --tool memcheck python tests/gpu/sanitize.py
     compute-sanitizer --tool racecheck python tests/gpu/sanitize.py --few     (it is slow)
 
-Borders of blocks, more blocks than stages, odd head dims, tensors that kernels copy in pieces or by TMA and such that
-they read element by element, forward and backward. On Hopper these are kernels of both families: it prints how many
-calls ran which, and fails unless those that were meant to run were compiled. With FLASH_ATTENTION_CUDA_ARCH=sm_90 all
-are portable.
+Borders of blocks, more blocks than stages, odd head dims, head dims of V's own, tensors that kernels copy in pieces or
+by TMA and such that they read element by element, forward and backward. On Hopper these are kernels of all families:
+it prints how many calls ran which, and fails unless those that were meant to run were compiled. With
+FLASH_ATTENTION_CUDA_ARCH=sm_90 all are portable.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ from flash_attention import _native, flash_attention
 OPS = ("forward", "backward")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HOPPER, PORTABLE = "cuda:sm_90a", "cuda:sm_90"
+OF_HOPPER = {
+    "hopper": [("forward", "fp32"), *((op, dtype) for op in OPS for dtype in ("fp16", "bf16"))],
+    # Where sums have a fixed order, and above head dim 128, with other roles of its warpgroups.
+    "two_pass": [("backward", "fp16"), ("backward", "bf16")],
+    "two_pass_wide": [("backward", "fp16"), ("backward", "bf16")],
+}
+"""What Hopper's own families must be seen to compute."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +53,24 @@ class Case:
     """Of queries and of keys."""
     dense: bool = True
     """Contiguous; else no vector load takes the values, and keys and the gradient are views."""
+    head_dim_v: int = 0
+    """0: head_dim."""
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim_v or self.head_dim
 
     def problems(self, target: str) -> Iterator[tuple[str, str]]:
         """What forward and backward look for on a device of this target, as the cache describes it, and the family of
-        kernels that it has: "hopper" or "portable"."""
+        kernels that it has: "portable" or one of OF_HOPPER."""
         for op in OPS:
             lower, own = (self.problem(op, name) for name in (PORTABLE, target))
             # Few queries, and tensors that TMA cannot describe, are the portable kernels'.
             too_few = self.seqlen_q <= 64
-            not_mapped = self.dtype != "fp32" and not self.dense and family(own) == "hopper"
+            not_mapped = self.dtype != "fp32" and not self.dense and family(own) != "portable"
             deterministic = own.deterministic and self.dtype != "fp32"
             text = (
-                f"{op} {self.dtype} head_dim={self.head_dim} head_dim_v={self.head_dim}"
+                f"{op} {self.dtype} head_dim={self.head_dim} head_dim_v={self.value_dim}"
                 f"{' causal' * self.is_causal}{' deterministic' * deterministic} "
             )
             if target == HOPPER and (too_few or not_mapped):
@@ -67,11 +80,14 @@ class Case:
 
     def problem(self, op: str, target: str) -> _native.Problem:
         deterministic = self.deterministic and op == "backward"
-        return _native.problem(op, self.dtype, self.head_dim, self.head_dim, self.is_causal, target, deterministic)
+        return _native.problem(op, self.dtype, self.head_dim, self.value_dim, self.is_causal, target, deterministic)
 
 
 def family(problem: _native.Problem) -> str:
-    return "hopper" if "Generated from templates/hopper/" in _native.source(problem)[0] else "portable"
+    source = _native.source(problem)[0]
+    if "Generated from templates/hopper/backward_two_pass.cu" in source:
+        return "two_pass_wide" if max(problem.head_dim, problem.head_dim_v) > 128 else "two_pass"
+    return "hopper" if "Generated from templates/hopper/" in source else "portable"
 
 
 # Long enough for the rings of all kernels to go round: the best guesses work on up to 192 keys at a time and have room
@@ -79,14 +95,18 @@ def family(problem: _native.Problem) -> str:
 LONG = (450, 450)
 
 FEW = [
-    # Tensors that can be mapped. On Hopper: its kernels, but backward in fp32, and where sums have a fixed order.
+    # Tensors that can be mapped. On Hopper: its kernels, but backward in fp32.
     Case("fp32", 64, *LONG),
     Case("fp32", 128, *LONG, is_causal=True),
     Case("fp16", 64, *LONG, is_causal=True),
     Case("fp16", 128, *LONG),
     Case("bf16", 64, *LONG, heads=(4, 2)),
     Case("bf16", 128, *LONG, is_causal=True),
+    # Backward there in two passes.
     Case("bf16", 64, *LONG, deterministic=True),
+    Case("fp16", 128, *LONG, is_causal=True, deterministic=True, head_dim_v=64),
+    Case("bf16", 192, *LONG, heads=(4, 2)),
+    Case("fp16", 192, *LONG, is_causal=True, head_dim_v=128),
     # Everywhere the portable ones: copies of 16 bytes (few queries), of 8 (a head dim of 4 x 9), and none.
     Case("bf16", 64, 60, 300),
     Case("fp16", 36, 200, 300, is_causal=True),
@@ -114,12 +134,13 @@ def run(case: Case, device: str) -> None:
     options: dict[str, Any] = {"dtype": DTYPES[case.dtype], "device": device}
     query = torch.randn(1, heads_q, case.seqlen_q, dim, **options, requires_grad=True)
     if case.dense:
-        key, value = (torch.randn(1, heads_kv, case.seqlen_k, dim, **options) for _ in range(2))
-        grad_output = torch.randn_like(query)
+        key = torch.randn(1, heads_kv, case.seqlen_k, dim, **options)
+        value = torch.randn(1, heads_kv, case.seqlen_k, case.value_dim, **options)
+        grad_output = torch.randn(1, heads_q, case.seqlen_q, case.value_dim, **options)
     else:
         key = torch.randn(1, case.seqlen_k, heads_kv, dim, **options).transpose(1, 2)
-        value = torch.randn(1, heads_kv, case.seqlen_k, dim + 1, **options)[..., 1:]
-        grad_output = torch.ones(1, **options).expand(query.shape)
+        value = torch.randn(1, heads_kv, case.seqlen_k, case.value_dim + 1, **options)[..., 1:]
+        grad_output = torch.ones(1, **options).expand(1, heads_q, case.seqlen_q, case.value_dim)
     inputs = (query, key.requires_grad_(), value.requires_grad_())
     torch.use_deterministic_algorithms(case.deterministic)
     output = flash_attention(*inputs, is_causal=case.is_causal, enable_gqa=heads_q != heads_kv)
@@ -157,11 +178,11 @@ def main() -> None:
     torch.cuda.synchronize()
     if target == HOPPER:
         assert sum(" reduced " in entry.text for entry in _native.cache_entries() if entry.kind == "kernel") == 2
-        missing = [(op, dtype) for op in OPS for dtype in DTYPES if not calls[op, dtype, "hopper"]]
-        assert missing == [("backward", "fp32")], f"no kernels of Hopper for {missing}"
+        missing = [(*kind, name) for name, kinds in OF_HOPPER.items() for kind in kinds if not calls[(*kind, name)]]
+        assert not missing, f"no kernels of Hopper for {missing}"
     print(f"{len(cases)} calls, forward and backward, on {target}")
     for (op, dtype, family), count in sorted(calls.items()):
-        print(f"{op:8} {dtype} {family:8} {count}")
+        print(f"{op:8} {dtype} {family:13} {count}")
 
 
 if __name__ == "__main__":
