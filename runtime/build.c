@@ -100,7 +100,7 @@ fa_status fa_build(const fa_target *ops, const fa_problem *problem, const fa_con
 fa_status fa_load_built(const fa_device *device, fa_built *built, fa_loaded *loaded, char *message) {
   const fa_target *ops = device->ops;
   fa_status status = ops->load(device, &built->kernel, built->image, built->image_length, loaded, message);
-  if (status == FA_OK || !built->from_cache)
+  if (status == FA_OK || status == FA_OUT_OF_MEMORY || !built->from_cache)
     return status;
   fa_say("kernel %s from the cache does not load and is made again: %s", built->kernel_hex, message);
   free(built->image);

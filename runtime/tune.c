@@ -26,6 +26,7 @@ typedef struct search {
   double started;
   fa_progress progress;
   char *notes;
+  bool lacks_memory; /* for a candidate, of which nothing is known then */
   /* One of each for every candidate. */
   int count;
   fa_config *configs;
@@ -88,14 +89,15 @@ static fa_status load(const search *s, fa_built *built, fa_candidate *candidate,
   return status;
 }
 
-/* Load what was built. `message` says what was wrong with the last one that does not load. */
+/* Load what was built. `message` says what was wrong with the last one that does not load. Returns how many do. */
 static int load_candidates(search *s, char *message) {
   int loaded = 0;
   for (int i = 0; i < s->count; i++) {
     fa_built *built = &s->built[i];
-    if (built->status == FA_OK && load(s, built, &s->loaded[i], message) == FA_OK)
-      loaded++;
-    else
+    fa_status status = built->status == FA_OK ? load(s, built, &s->loaded[i], message) : built->status;
+    loaded += status == FA_OK;
+    s->lacks_memory |= status == FA_OUT_OF_MEMORY;
+    if (status != FA_OK)
       drop(s, i, built->status == FA_OK ? message : built->failure ? built->failure : "not built in time");
   }
   return loaded;
@@ -197,8 +199,8 @@ static fa_status try_candidates(search *s, const fa_candidate *forward, int *win
   return status;
 }
 
-/* The index of the winner, or -1 and a message. Without the memory for a trial that is the best guess, and *keep
- * is false: the next process tries again. */
+/* The index of the winner, or -1 and a message. Without the memory for a trial that is the best guess; then, and
+ * where there was none for a candidate, *keep is false: the next process tries again. */
 static int find_winner(search *s, bool *keep, char *message) {
   if (load_candidates(s, message) == 0)
     return -1;
@@ -217,7 +219,7 @@ static int find_winner(search *s, bool *keep, char *message) {
     }
     tried = status == FA_OK || status == FA_FAILED;
   }
-  *keep = tried;
+  *keep = tried && !s->lacks_memory;
   if (!tried) {
     fa_say("cannot tune, taking the best guess for now: %s", message);
     winner = best_guess(s);
@@ -238,7 +240,7 @@ static fa_status run(search *s, const fa_ready **ready, bool *keep, char *messag
   int winner = find_winner(s, keep, reason);
   if (winner < 0) {
     fa_describe_problem(&s->problem, config, sizeof config);
-    return fa_fail(FA_FAILED, message,
+    return fa_fail(s->lacks_memory ? FA_OUT_OF_MEMORY : FA_FAILED, message,
                    "no kernel for %s loads here and computes right results; the last one tried: %.3000s", config,
                    reason);
   }

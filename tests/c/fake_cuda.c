@@ -118,6 +118,8 @@ static CUresult cuModuleLoadData(CUmodule *module, const void *image) {
     return ERROR_INVALID_CONTEXT;
   if (memcmp(image, "\177ELF", 4) != 0 && memcmp(image, "//", 2) != 0)
     return ERROR_INVALID_IMAGE;
+  if (fake->memory_left == 0)
+    return CUDA_ERROR_OUT_OF_MEMORY;
   *module = calloc(1, sizeof **module);
   (*module)->context = current();
   fake->loads++;

@@ -25,7 +25,7 @@ typedef struct fake_cuda {
   /* What there is. */
   int version, count, init_error;
   fake_device device[4];
-  size_t memory_left;  /* bytes that cuMemAlloc still gives */
+  size_t memory_left;  /* bytes that cuMemAlloc still gives; 0: nor is there room for a module */
   const char *missing; /* a function that this driver lacks */
   /* What happens. */
   const char *fail;    /* the next call of this function ... */

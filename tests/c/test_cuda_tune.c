@@ -72,6 +72,44 @@ static void in_child_no_memory(void *unused) {
   CHECK_NUMBER(statistics.unrecorded, 1);
 }
 
+/* No room for one candidate: the best of the others, for now. The next process finds no record, but all kernels in the
+ * cache, and does not compile anew what it has no room for. */
+static void check_no_room(int compilations) {
+  fa_statistics statistics;
+  begin();
+  fake->fail = "cuModuleLoadData", fake->error = CUDA_ERROR_OUT_OF_MEMORY;
+  check_run(0, NULL);
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(fake->loads, 2);
+  CHECK_NUMBER(statistics.compilations, compilations);
+  CHECK_NUMBER(statistics.tunings, 1);
+  CHECK_NUMBER(statistics.unrecorded, 1);
+}
+static void in_child_no_room_for_one(void *unused) {
+  (void)unused;
+  check_no_room(3);
+}
+static void in_child_no_room_again(void *unused) {
+  (void)unused;
+  check_no_room(0);
+}
+/* No room for any: that is what the caller is told; once there is, all is well. */
+static void in_child_no_room(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  fake->memory_left = 0;
+  CHECK_NUMBER(run(0, NULL, &self, message), FA_OUT_OF_MEMORY);
+  CHECKF(strstr(message, "CUDA_ERROR_OUT_OF_MEMORY") != NULL, "%s", message);
+  fake->memory_left = (size_t)1 << 32;
+  check_run(0, NULL);
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.tunings, 1);
+  CHECK_NUMBER(statistics.unrecorded, 0);
+}
+
 /* Only what is known: a kernel of another process's record, no tuning; and an error where there is none. */
 static void in_child_pinned(void *unused) {
   (void)unused;
@@ -340,6 +378,10 @@ static void test_tuning(void) {
   IN_CHILD(in_child_wrong, NULL);
   help_new_cache("memory");
   IN_CHILD(in_child_no_memory, NULL);
+  help_new_cache("room");
+  IN_CHILD(in_child_no_room_for_one, NULL);
+  IN_CHILD(in_child_no_room_again, NULL);
+  IN_CHILD(in_child_no_room, NULL);
   help_new_cache("shapes");
   IN_CHILD(in_child_fills_device, NULL);
   IN_CHILD(in_child_buckets, NULL);
