@@ -2,6 +2,7 @@
  * Show the source where a compiler complains. #line directives make it name a template's file and line, so
  * the same directives are followed here to find the generated line that it means.
  */
+#define _GNU_SOURCE
 #include "runtime/runtime.h"
 
 #include <ctype.h>
@@ -11,13 +12,34 @@
 
 enum { CONTEXT = 3 };
 
-/* "cpu/forward.c:12:5: error: ..." (GCC, Clang) or "cuda/forward.cu(12): error: ..." (NVRTC). */
+/* "cpu/forward.c:12:5: error: ..." (GCC, Clang) or "cuda/forward.cu(12): error: ..." (NVRTC): where what the line says
+ * begins; NULL if that is no error. The word alone may be a warning's, or of the source line that a compiler shows. */
+static const char *said_error(const char *line, size_t length) {
+  static const char *const marks[] = {": error", ": fatal error", ": catastrophic error", "ptxas error", "ptxas fatal"};
+  for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++) {
+    const char *found = memmem(line, length, marks[i], strlen(marks[i]));
+    if (found && (found == line || found[-1] != ' ') && !memmem(line, (size_t)(found - line), "warning", 7))
+      return found;
+  }
+  return NULL;
+}
+
+static const char *next_line(const char *line) {
+  line += strcspn(line, "\n");
+  return *line ? line + 1 : line;
+}
+
+const char *fa_first_error(const char *log) {
+  for (const char *line = log; *line; line = next_line(line))
+    if (said_error(line, strcspn(line, "\n")))
+      return line;
+  return log;
+}
+
 static bool find_error(const char *log, char *file, size_t file_size, int *number) {
-  for (const char *line = log; *line;
-       line += line[strcspn(line, "\n")] ? strcspn(line, "\n") + 1 : strcspn(line, "\n")) {
-    size_t length = strcspn(line, "\n");
-    const char *error = strstr(line, "error");
-    if (!error || error > line + length)
+  for (const char *line = log; *line; line = next_line(line)) {
+    const char *error = said_error(line, strcspn(line, "\n"));
+    if (!error)
       continue;
     for (const char *c = line + 1; c < error; c++) {
       if ((*c == ':' || *c == '(') && isdigit((unsigned char)c[1])) {

@@ -282,10 +282,7 @@ static fa_status explain(const fa_problem *problem, const fa_kernel *kernel, con
     return fa_fail(FA_UNSUPPORTED, message, "%s does not build for %s: %.2000s", with->command.word[0], problem->target,
                    log);
   }
-  const char *error = strstr(log, "error:"); /* a long log of warnings must not hide it */
-  const char *start = log;
-  for (const char *line = log; error && line < error; line = strchr(line, '\n') + 1)
-    start = line;
+  const char *start = fa_first_error(log);
   fa_fail(FA_FAILED, message, "compiling a %s kernel for %s failed: %s\n%.1200s\n", fa_op_name(problem->op),
           problem->target, compiled->command, strlen(log) > 1200 ? start : log);
   fa_quote_source(kernel->source, start, message, FA_MESSAGE_SIZE);

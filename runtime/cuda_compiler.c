@@ -80,10 +80,7 @@ static fa_status take_image(const fa_nvrtc *nvrtc, nvrtcProgram program, bool is
 
 static fa_status explain(const fa_problem *problem, const fa_kernel *kernel, const fa_compiled *compiled,
                          const char *error, char *message) {
-  const char *log = compiled->log ? compiled->log : "", *first = strstr(log, "error");
-  const char *start = first ? first : log; /* of the first line with an error: warnings must not hide it */
-  while (start > log && start[-1] != '\n')
-    start--;
+  const char *log = compiled->log ? compiled->log : "", *start = fa_first_error(log);
   fa_fail(FA_FAILED, message, "compiling a %s kernel for %s with %s failed: %s: %s\n%.1200s\n", fa_op_name(problem->op),
           problem->target, compiled->compiler, error, compiled->command, strlen(log) > 1200 ? start : log);
   fa_quote_source(kernel->source, start, message, FA_MESSAGE_SIZE);

@@ -70,7 +70,9 @@ extern struct fa_counters {
 } fa_counters;
 static inline void fa_count(_Atomic int64_t *counter) { atomic_fetch_add_explicit(counter, 1, memory_order_relaxed); }
 
-/* --- compile_log.c: append the numbered lines of `source` around the first error that `log` names. */
+/* --- compile_log.c */
+const char *fa_first_error(const char *log); /* the line with it: a long log of warnings must not hide it; else `log` */
+/* Append the numbered lines of `source` around the first error that `log` names. */
 void fa_quote_source(const char *source, const char *log, char *text, size_t size);
 
 /* --- templates.c */

@@ -253,6 +253,24 @@ static void test_compile_error(void) {
   fa_quote_source("a\n", "cc: error: no such file\n\n", text, sizeof text);
   fa_quote_source("a\n", "x:99:1: error: no such line", text, sizeof text);
   CHECK_TEXT(text, "");
+  /* Warnings that speak of errors, and the lines of the source that they show. */
+  static const char log[] = "k.cu(3): warning #1105-D: #warning directive: this error: to be expected\n"
+                            "  #warning this error: to be expected\n"
+                            "k.c:3:2: warning: no error [-Wcpp]\n"
+                            "k.cu(3): warning #177-D: variable \"error\" was declared but never referenced\n"
+                            "  float error(1) = a ? b : error;\n"
+                            "k.cu(4): %s: no\n";
+  static const char *const said[] = {"error", "catastrophic error", "fatal error"};
+  for (int i = 0; i < 3; i++) {
+    char lines[1000];
+    snprintf(lines, sizeof lines, log, said[i]);
+    CHECKF(strncmp(fa_first_error(lines), "k.cu(4): ", 9) == 0, "%s", fa_first_error(lines));
+    text[0] = 0;
+    fa_quote_source("a\n#line 3 \"k.cu\"\nb\nc\n", lines, text, sizeof text);
+    CHECKF(strstr(text, ">    4 | c") != NULL, "%s", text);
+  }
+  CHECK_TEXT(fa_first_error("k.cu(1): warning: x\nptxas error   : too much data"), "ptxas error   : too much data");
+  CHECK_TEXT(fa_first_error("k.cu(1): warning: no error\n"), "k.cu(1): warning: no error\n");
 }
 
 /* --- instruction sets */
