@@ -5,6 +5,7 @@
 #include "runtime/nvrtc.h"
 
 #include <glob.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +15,23 @@ typedef struct file_list {
   int count;
 } file_list;
 
+/* `folder` with `pattern` below it. What glob() takes for a pattern may stand in a folder's name: escaped it means
+ * itself. False: that is too long. */
+static bool join(char full[PATH_MAX], const char *folder, int folder_length, const char *pattern) {
+  size_t used = 0;
+  for (int i = 0; i < folder_length && used + 2 < PATH_MAX; i++) {
+    if (strchr("*?[\\", folder[i]))
+      full[used++] = '\\';
+    full[used++] = folder[i];
+  }
+  return used + 2 < PATH_MAX && snprintf(full + used, PATH_MAX - used, "/%s", pattern) < (int)(PATH_MAX - used);
+}
+
 /* Highest version first: libnvrtc.so.13 before libnvrtc.so.12, nvidia/cu13 before nvidia/cu12. */
 static void add_matches(file_list *list, const char *folder, int folder_length, const char *pattern) {
   char full[PATH_MAX];
   glob_t found;
-  if (snprintf(full, sizeof full, "%.*s/%s", folder_length, folder, pattern) >= (int)sizeof full)
+  if (!join(full, folder, folder_length, pattern))
     return;
   if (glob(full, GLOB_NOSORT, NULL, &found) == 0) {
     for (size_t i = 1; i < found.gl_pathc; i++) /* a handful of them */

@@ -113,6 +113,31 @@ static void test_files(void) {
   CHECK_NUMBER(fa_nvrtc_list_files(NULL, (const char *const[2]){NULL, ""}, files), 0);
 }
 
+/* Folders are called what they are called, and are no patterns. */
+static void test_files_of_odd_folders(void) {
+  static const char *const names[] = {"odd [x86] *?", "odd \\[a]", "odd [", "odd \\"};
+  char folder[PATH_MAX], made[PATH_MAX], expected[PATH_MAX + 64], *files[FA_MAX_NVRTC_FILES];
+  make_file("odd x ab/lib/libnvrtc.so.12"); /* what the first of these would match as a pattern */
+  for (int i = 0; i < 4; i++) {
+    snprintf(made, sizeof made, "%s/nvidia/cu13/lib/libnvrtc.so.13", names[i]);
+    make_file(made);
+    snprintf(made, sizeof made, "%s/lib/libnvrtc.so.12", names[i]);
+    make_file(made);
+    snprintf(folder, sizeof folder, "%s/%s", help_dir, names[i]);
+    int count = fa_nvrtc_list_files(folder, (const char *const[2]){folder, NULL}, files);
+    CHECK_NUMBER(count, 2);
+    for (int j = 0; j < count; j++) {
+      snprintf(expected, sizeof expected, "%s/%s", folder, j ? "lib/libnvrtc.so.12" : "nvidia/cu13/lib/libnvrtc.so.13");
+      CHECK_TEXT(files[j], expected);
+      free(files[j]);
+    }
+  }
+  /* One that is too long is passed over. */
+  static char longest[2 * PATH_MAX];
+  memset(longest, '[', sizeof longest - 1);
+  CHECK_NUMBER(fa_nvrtc_list_files(longest, (const char *const[2]){longest, NULL}, files), 0);
+}
+
 /* Files that are no library are passed over, and said where nothing else is found. */
 static void in_child_damaged(void *unused) {
   (void)unused;
@@ -266,6 +291,7 @@ int main(void) {
   RUN(test_choice);
   RUN(test_usage);
   RUN(test_files);
+  RUN(test_files_of_odd_folders);
   RUN(test_damaged);
   RUN(test_compile);
   RUN(test_explain);
