@@ -45,18 +45,32 @@ static bool find_functions(fa_nvrtc *made, void *library, char *message) {
   return true;
 }
 
+static void explain(const fa_nvrtc *made, nvrtcProgram program, nvrtcResult error, char *message) {
+  size_t size = 0;
+  char *log = NULL;
+  if (program && made->nvrtcGetProgramLogSize(program, &size) == NVRTC_SUCCESS)
+    log = calloc(1, size + 1);
+  if (log)
+    made->nvrtcGetProgramLog(program, log);
+  fa_fail(FA_NO_COMPILER, message, "%s compiles nothing: %s: %.1000s", made->path, made->nvrtcGetErrorString(error),
+          log ? log : "");
+  free(log);
+}
+
 /* Major and minor version are not all: a compiler's build decides what it makes. It stands in the head of every PTX:
- * "// Cuda compilation tools, release 13.2, V13.2.86". */
-static void read_build(fa_nvrtc *made) {
+ * "// Cuda compilation tools, release 13.2, V13.2.86". False: it compiles nothing, as without libnvrtc-builtins. */
+static bool read_build(fa_nvrtc *made, char *message) {
   nvrtcProgram program = NULL;
   size_t size = 0;
   char option[48];
   snprintf(option, sizeof option, "--gpu-architecture=compute_%d", made->arch[made->num_archs - 1]);
   const char *const options[] = {option};
-  if (made->nvrtcCreateProgram(&program, "", "kernel.cu", 0, NULL, NULL) != NVRTC_SUCCESS)
-    return;
-  if (made->nvrtcCompileProgram(program, 1, options) == NVRTC_SUCCESS &&
-      made->nvrtcGetPTXSize(program, &size) == NVRTC_SUCCESS) {
+  nvrtcResult error = made->nvrtcCreateProgram(&program, "", "kernel.cu", 0, NULL, NULL);
+  if (error == NVRTC_SUCCESS)
+    error = made->nvrtcCompileProgram(program, 1, options);
+  if (error != NVRTC_SUCCESS)
+    explain(made, program, error, message);
+  if (error == NVRTC_SUCCESS && made->nvrtcGetPTXSize(program, &size) == NVRTC_SUCCESS) {
     char *ptx = calloc(1, size + 1);
     if (ptx && made->nvrtcGetPTX(program, ptx) == NVRTC_SUCCESS) {
       const char *found = strstr(ptx, ", V");
@@ -66,7 +80,9 @@ static void read_build(fa_nvrtc *made) {
     }
     free(ptx);
   }
-  made->nvrtcDestroyProgram(&program);
+  if (program)
+    made->nvrtcDestroyProgram(&program);
+  return error == NVRTC_SUCCESS;
 }
 
 static bool identify(fa_nvrtc *made, char *message) {
@@ -78,8 +94,7 @@ static bool identify(fa_nvrtc *made, char *message) {
     return false;
   }
   snprintf(made->version, sizeof made->version, "%d.%d", major, minor);
-  read_build(made);
-  return true;
+  return read_build(made, message);
 }
 
 /* NULL: it cannot be used, and `message` says why. */

@@ -1,9 +1,11 @@
 /*
- * An NVRTC that compiles nothing: built as libnvrtc.so, and found as the one that the process has loaded. Every program
- * fails with the log that fake_nvrtc_log points to.
+ * An NVRTC that compiles the empty program alone, by which it is tried: built as libnvrtc.so, and found as the one that
+ * the process has loaded. Every other program fails with the log that fake_nvrtc_log points to, and the empty one too
+ * where fake_nvrtc_broken is set.
  */
 #include "runtime/nvrtc.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #pragma GCC visibility push(default) /* the rest is what a caller finds */
@@ -12,6 +14,18 @@ enum { NVRTC_ERROR_COMPILATION = 6 };
 
 extern const char *fake_nvrtc_log;
 const char *fake_nvrtc_log = "";
+extern int fake_nvrtc_broken;
+int fake_nvrtc_broken = 0;
+
+struct nvrtcProgram_st {
+  bool is_empty;
+};
+static struct nvrtcProgram_st empty = {true}, other = {false};
+static const char ptx[] = "// Cuda compilation tools, release 13.0, V13.0.1\n";
+
+static nvrtcResult outcome(nvrtcProgram program) {
+  return program->is_empty && !fake_nvrtc_broken ? NVRTC_SUCCESS : NVRTC_ERROR_COMPILATION;
+}
 
 nvrtcResult nvrtcVersion(int *major, int *minor) {
   *major = 13, *minor = 0;
@@ -27,8 +41,8 @@ nvrtcResult nvrtcGetSupportedArchs(int *archs) {
 }
 nvrtcResult nvrtcCreateProgram(nvrtcProgram *program, const char *source, const char *name, int num_headers,
                                const char *const *headers, const char *const *include_names) {
-  (void)source, (void)name, (void)num_headers, (void)headers, (void)include_names;
-  *program = NULL;
+  (void)name, (void)num_headers, (void)headers, (void)include_names;
+  *program = *source ? &other : &empty;
   return NVRTC_SUCCESS;
 }
 nvrtcResult nvrtcDestroyProgram(nvrtcProgram *program) {
@@ -36,16 +50,16 @@ nvrtcResult nvrtcDestroyProgram(nvrtcProgram *program) {
   return NVRTC_SUCCESS;
 }
 nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int num_options, const char *const *options) {
-  (void)program, (void)num_options, (void)options;
-  return NVRTC_ERROR_COMPILATION;
+  (void)num_options, (void)options;
+  return outcome(program);
 }
 nvrtcResult nvrtcGetPTXSize(nvrtcProgram program, size_t *size) {
-  (void)program, (void)size;
-  return NVRTC_ERROR_COMPILATION;
+  *size = sizeof ptx;
+  return outcome(program);
 }
-nvrtcResult nvrtcGetPTX(nvrtcProgram program, char *ptx) {
-  (void)program, (void)ptx;
-  return NVRTC_ERROR_COMPILATION;
+nvrtcResult nvrtcGetPTX(nvrtcProgram program, char *to) {
+  memcpy(to, ptx, sizeof ptx);
+  return outcome(program);
 }
 nvrtcResult nvrtcGetCUBINSize(nvrtcProgram program, size_t *size) { return nvrtcGetPTXSize(program, size); }
 nvrtcResult nvrtcGetCUBIN(nvrtcProgram program, char *cubin) { return nvrtcGetPTX(program, cubin); }

@@ -260,15 +260,20 @@ static void check_explained(const char **log, const char *text, const char *show
   free(compiled.log);
 }
 
+static char fake_path[PATH_MAX];
+static void *open_fake(void) {
+  ssize_t length = readlink("/proc/self/exe", fake_path, sizeof fake_path - 64);
+  fake_path[length > 0 ? length : 0] = 0;
+  char *slash = strrchr(fake_path, '/');
+  strcpy(slash ? slash + 1 : fake_path, "libnvrtc.so"); /* beside this program */
+  void *fake = dlopen(fake_path, RTLD_NOW | RTLD_LOCAL);
+  CHECKF(fake != NULL, "%s", fake_path);
+  return fake;
+}
+
 static void in_child_explain(void *unused) {
   (void)unused;
-  static char path[PATH_MAX];
-  ssize_t length = readlink("/proc/self/exe", path, sizeof path - 64);
-  path[length > 0 ? length : 0] = 0;
-  char *slash = strrchr(path, '/');
-  strcpy(slash ? slash + 1 : path, "libnvrtc.so"); /* beside this program */
-  void *fake = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  CHECKF(fake != NULL, "%s", path);
+  void *fake = open_fake();
   const char **log = fake ? (const char **)dlsym(fake, "fake_nvrtc_log") : NULL;
   if (!log)
     return;
@@ -286,6 +291,50 @@ static void in_child_explain(void *unused) {
 }
 static void test_explain(void) { IN_CHILD(in_child_explain, NULL); }
 
+/* One that compiles nothing is passed over, as one without its builtins. */
+static bool break_fake(void) {
+  void *fake = open_fake();
+  int *broken = fake ? (int *)dlsym(fake, "fake_nvrtc_broken") : NULL;
+  const char **log = fake ? (const char **)dlsym(fake, "fake_nvrtc_log") : NULL;
+  if (!broken || !log)
+    return false;
+  *broken = 1;
+  *log = "nvrtc: error: failed to open libnvrtc-builtins.so.13.0.";
+  return true;
+}
+static void in_child_broken(void *unused) {
+  (void)unused;
+  char command[3 * PATH_MAX], home[PATH_MAX], expected[PATH_MAX + 64], message[FA_MESSAGE_SIZE] = "";
+  const fa_nvrtc *nvrtc = NULL;
+  if (!CHECK(break_fake()))
+    return;
+  make_file("whole/lib64/libnvrtc.so.13");
+  snprintf(home, sizeof home, "%s/whole", help_dir);
+  snprintf(command, sizeof command, "cp '%s' '%s/lib64/libnvrtc.so.13'", fake_path, home);
+  CHECK(system(command) == 0);
+  setenv("CUDA_HOME", home, 1);
+  CHECKF(fa_nvrtc_get(&nvrtc, message) == FA_OK, "%s", message);
+  snprintf(expected, sizeof expected, "%s/lib64/libnvrtc.so.13", home);
+  CHECK_TEXT(nvrtc ? nvrtc->path : "", expected);
+  CHECK_TEXT(nvrtc ? nvrtc->version : "", "13.0.1");
+}
+static void in_child_only_broken(void *unused) {
+  (void)unused;
+  char message[FA_MESSAGE_SIZE] = "";
+  const fa_nvrtc *nvrtc = NULL;
+  unsetenv("CUDA_HOME"), unsetenv("CUDA_PATH");
+  if (CHECK(break_fake()) && fa_nvrtc_get(&nvrtc, message) == FA_OK) /* the loader's, which is another */
+    CHECK(strcmp(nvrtc->path, fake_path) != 0);
+  else
+    CHECKF(strstr(message, "libnvrtc.so compiles nothing: NVRTC_ERROR_COMPILATION: nvrtc: error: failed to open "
+                           "libnvrtc-builtins.so.13.0.)") != NULL,
+           "%s", message);
+}
+static void test_broken(void) {
+  IN_CHILD(in_child_broken, NULL);
+  IN_CHILD(in_child_only_broken, NULL);
+}
+
 int main(void) {
   help_begin();
   RUN(test_choice);
@@ -295,6 +344,7 @@ int main(void) {
   RUN(test_damaged);
   RUN(test_compile);
   RUN(test_explain);
+  RUN(test_broken);
   help_end();
   return check_summary();
 }
