@@ -98,6 +98,14 @@ static void dense_strides(const int64_t sizes[4], const operand *like, int64_t s
   }
 }
 
+/* PyTorch does not say why it gives no memory. */
+static void explain_no_memory(const operand *like, const char *name, outcome *result) {
+  if (like->device_type == torch_cuda)
+    result->status = fa_check_device(FA_DEVICE_CUDA, like->device_index, result->message);
+  if (result->status == FA_OK)
+    FAIL(result, FA_OUT_OF_MEMORY, "no memory for %s", name);
+}
+
 /* A new tensor on the device of `like`; NULL and a failed outcome if there is no memory. */
 static torch_tensor allocate(int64_t dim, const int64_t *sizes, const int64_t *strides, int32_t dtype,
                              const operand *like, const char *name, outcome *result) {
@@ -105,7 +113,7 @@ static torch_tensor allocate(int64_t dim, const int64_t *sizes, const int64_t *s
   if (result->status != FA_OK)
     return NULL;
   if (torch.aoti_torch_empty_strided(dim, sizes, strides, dtype, like->device_type, like->device_index, &tensor) != 0)
-    FAIL(result, FA_OUT_OF_MEMORY, "no memory for %s", name);
+    explain_no_memory(like, name, result);
   return tensor;
 }
 

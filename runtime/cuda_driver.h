@@ -75,6 +75,7 @@ typedef struct fa_cuda_tensor_map {
   F(cuEventElapsedTime, (float *milliseconds, CUevent start, CUevent end))                                             \
   F(cuEventDestroy, (CUevent))                                                                                         \
   F(cuMemAlloc, (CUdeviceptr *, size_t bytes))                                                                         \
+  F(cuMemGetInfo, (size_t * available, size_t * total))                                                                \
   F(cuMemFree, (CUdeviceptr))                                                                                          \
   F(cuMemcpyHtoDAsync, (CUdeviceptr to, const void *from, size_t bytes, CUstream))                                     \
   F(cuMemcpyDtoHAsync, (void *to, CUdeviceptr from, size_t bytes, CUstream))                                           \

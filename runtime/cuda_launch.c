@@ -51,6 +51,9 @@ static fa_status take_workspace(const fa_launch *launch, const fa_host *host, ch
   launch->params->workspace = host->allocate(host->context, FA_DEVICE_CUDA, launch->device->index, bytes);
   if (launch->params->workspace)
     return FA_OK;
+  fa_status status = fa_cuda_check(launch->device, message);
+  if (status != FA_OK)
+    return status;
   return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes of workspace on CUDA device %d", bytes,
                  launch->device->index);
 }

@@ -99,6 +99,21 @@ fa_status fa_cuda_copy(const fa_device *device, void *stream, void *to, const vo
   return status;
 }
 
+/* Once a kernel has failed, every call of its context reports that, and no allocation succeeds. To ask how much memory
+ * there is is allowed in a capture too. */
+fa_status fa_cuda_check(const fa_device *device, char *message) {
+  fa_cuda_entered entered;
+  size_t available, total;
+  fa_status status = fa_cuda_enter(device->index, &entered, message);
+  if (status != FA_OK)
+    return status;
+  CUresult error = entered.cuda->cuMemGetInfo(&available, &total);
+  if (error != CUDA_SUCCESS && error != CUDA_ERROR_OUT_OF_MEMORY)
+    status = fa_cuda_fail(entered.cuda, error, "allocating memory on a CUDA device", message);
+  fa_cuda_leave(&entered);
+  return status;
+}
+
 void *fa_cuda_allocate(int device_index, size_t bytes) {
   fa_cuda_entered entered;
   char ignored[FA_MESSAGE_SIZE];

@@ -69,6 +69,12 @@ fa_status fa_device_target(fa_device_type type, int device_index, char target[FA
   return status;
 }
 
+fa_status fa_check_device(fa_device_type type, int device_index, char *message) {
+  const fa_device *device = NULL;
+  fa_status status = fa_find_device(type, device_index, &device, message);
+  return device && device->ops->check ? device->ops->check(device, message) : status;
+}
+
 static fa_status copy(fa_device_type type, int device_index, void *stream, void *to, const void *from, size_t bytes,
                       fa_copy_kind kind, char *message) {
   const fa_device *device = NULL;

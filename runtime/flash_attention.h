@@ -26,7 +26,7 @@ typedef enum fa_status {
   FA_INVALID_VALUE = 1, /* an argument has a value that it must not have (ValueError) */
   FA_INVALID_TYPE = 2,  /* ... a type (TypeError) */
   FA_UNSUPPORTED = 3,   /* legal, but not supported yet (NotImplementedError) */
-  FA_OUT_OF_MEMORY = 4, /* the host's allocate returned NULL */
+  FA_OUT_OF_MEMORY = 4, /* the host's allocate returned NULL, and the device works */
   FA_NO_COMPILER = 5,   /* nothing here compiles the generated source */
   FA_FAILED = 6         /* anything else: message has the compiler's log, the driver's error, ... */
 } fa_status;
@@ -74,6 +74,9 @@ FA_API fa_status fa_copy_to_device(fa_device_type type, int device_index, void *
                                    size_t bytes, char *message);
 FA_API fa_status fa_copy_from_device(fa_device_type type, int device_index, void *stream, void *to, const void *from,
                                      size_t bytes, char *message);
+
+/* For hosts, after an allocation that failed: FA_OK if memory is short, else what is wrong with the device. */
+FA_API fa_status fa_check_device(fa_device_type type, int device_index, char *message);
 
 /* Run one call. `message` (FA_MESSAGE_SIZE bytes) is written only on failure. */
 FA_API fa_status fa_execute(const fa_call *call, const fa_host *host, char *message);

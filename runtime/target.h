@@ -116,6 +116,9 @@ typedef struct fa_target {
   fa_status (*copy)(const fa_device *device, void *stream, void *to, const void *from, size_t bytes, fa_copy_kind kind,
                     char *message);
 
+  /* Optional, after an allocation that failed: FA_OK if memory is short, else what is wrong with the device. */
+  fa_status (*check)(const fa_device *device, char *message);
+
   /* Optional. Is the stream being captured into a graph? Then nothing is compiled, loaded or waited for. */
   bool (*is_capturing)(const fa_device *device, void *stream);
 

@@ -92,6 +92,10 @@ static fa_status take_memory(fa_trial *trial, char *message) {
     f->memory = trial->host->allocate(trial->host->context, trial->device->ops->type, trial->device->index, bytes);
     if (has_values)
       f->values = malloc((size_t)(trial->check_shape.heads_q * f->checked_rows * f->cols) * sizeof *f->values);
+    fa_status status =
+        f->memory || !trial->device->ops->check ? FA_OK : trial->device->ops->check(trial->device, message);
+    if (status != FA_OK)
+      return status;
     if (!f->memory || (has_values && !f->values))
       return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes to tune with", bytes);
   }

@@ -226,11 +226,20 @@ static CUresult cuMemAlloc(CUdeviceptr *memory, size_t bytes) {
   MAY_FAIL;
   if (current() == 0)
     return ERROR_INVALID_CONTEXT;
+  if (fake->broken)
+    return fake->broken;
   if (bytes > fake->memory_left)
     return CUDA_ERROR_OUT_OF_MEMORY;
   fake->allocations++;
   *memory = (CUdeviceptr)(uintptr_t)malloc(bytes);
   return CUDA_SUCCESS;
+}
+static CUresult cuMemGetInfo(size_t *available, size_t *total) {
+  MAY_FAIL;
+  if (current() == 0)
+    return ERROR_INVALID_CONTEXT;
+  *available = *total = fake->memory_left;
+  return fake->broken;
 }
 static CUresult cuMemFree(CUdeviceptr memory) {
   fake->frees++;

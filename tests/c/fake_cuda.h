@@ -28,6 +28,7 @@ typedef struct fake_cuda {
   size_t memory_left;  /* bytes that cuMemAlloc still gives; 0: nor is there room for a module */
   const char *missing; /* a function that this driver lacks */
   /* What happens. */
+  int broken;          /* a kernel failed so: no memory any more */
   const char *fail;    /* the next call of this function ... */
   int error;           /* ... returns this, once */
   int capture_status;  /* of every stream */

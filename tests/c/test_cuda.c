@@ -263,6 +263,16 @@ static void in_child_launch_fails(void *unused) {
   CHECK_NUMBER(s.device->ops->launch(&s.launch, host, s.message), FA_OUT_OF_MEMORY);
   CHECK(strstr(s.message, "out of memory: 4096 bytes of workspace on CUDA device 0") != NULL);
 
+  /* What it gives after a kernel has failed is that error, and not for want of memory. */
+  s.fake->broken = 719;
+  CHECK_NUMBER(s.device->ops->launch(&s.launch, host, s.message), FA_FAILED);
+  CHECKF(strstr(s.message, "allocating memory on a CUDA device failed: CUDA_ERROR_OF_A_TEST (719)") != NULL, "%s",
+         s.message);
+  CHECK_NUMBER(fa_check_device(FA_DEVICE_CUDA, 0, s.message), FA_FAILED);
+  s.fake->broken = 0;
+  CHECK_NUMBER(fa_check_device(FA_DEVICE_CUDA, 0, s.message), FA_OK);
+  CHECK_NUMBER(fa_check_device(FA_DEVICE_CPU, 0, s.message), FA_OK);
+
   /* What was current is put back after a failure too. */
   fake_forget(s.fake);
   s.plan.workspace_bytes = 0, s.plan.grid[1] = 1;

@@ -72,6 +72,18 @@ static void in_child_no_memory(void *unused) {
   CHECK_NUMBER(statistics.unrecorded, 1);
 }
 
+/* A kernel of somebody else's has failed: the tuner says so, and takes no guess for want of memory. */
+static void in_child_device_failed(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  fake->broken = 719;
+  CHECK_NUMBER(run(0, NULL, &self, message), FA_FAILED);
+  CHECKF(strstr(message, "CUDA_ERROR_OF_A_TEST (719)") != NULL, "%s", message);
+  CHECK_NUMBER(fake->launches, 0);
+}
+
 /* No room for one candidate: the best of the others, for now. The next process finds no record, but all kernels in the
  * cache, and does not compile anew what it has no room for. */
 static void check_no_room(int compilations) {
@@ -378,6 +390,8 @@ static void test_tuning(void) {
   IN_CHILD(in_child_wrong, NULL);
   help_new_cache("memory");
   IN_CHILD(in_child_no_memory, NULL);
+  help_new_cache("failed");
+  IN_CHILD(in_child_device_failed, NULL);
   help_new_cache("room");
   IN_CHILD(in_child_no_room_for_one, NULL);
   IN_CHILD(in_child_no_room_again, NULL);
