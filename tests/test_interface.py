@@ -154,17 +154,32 @@ def test_strides(device, which, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dims", [(64, 64), (128, 80)])
 def test_strides_of_long_rows(cuda, deterministic, head_dims, dtype):
-    """The same where rows are copied as whole vectors, and blocks of queries and keys are several."""
+    """The same where rows are copied as whole vectors, and blocks of queries and keys are several.
+
+    On Hopper at 16 bits, what TMA cannot read is computed by the portable kernels, which sum in another order.
+    """
     dim, dim_v = head_dims
     shapes = [(2, 2, 301, dim), (2, 2, 333, dim), (2, 2, 333, dim_v), (2, 2, 301, dim_v)]
     tensors = make(*shapes, device=cuda, dtype=dtype)
     expected = run(flash_attention, *tensors, is_causal=True)
-    assert_close(expected, reference(*tensors, is_causal=True))
+    exact = reference(*tensors, is_causal=True)
+    assert_close(expected, exact)
+    has_tma = torch.cuda.get_device_capability(cuda) == (9, 0) and dtype != torch.float32
     for which, tensor in enumerate(tensors):
         for name, view in _layouts(tensor).items():
             arguments = [*tensors[:which], view, *tensors[which + 1 :]]
-            for result, wanted in zip(run(flash_attention, *arguments, is_causal=True), expected, strict=True):
+            results = run(flash_attention, *arguments, is_causal=True)
+            assert_close(results, exact, f"{name} of tensor {which}")
+            if has_tma and not _can_be_mapped(view):
+                continue
+            for result, wanted in zip(results, expected, strict=True):
                 assert torch.equal(result, wanted), f"{name} of tensor {which}"
+
+
+def _can_be_mapped(tensor):
+    """Can TMA read it? Rows of neighbours, from multiples of 16 bytes on."""
+    step = 16 // tensor.element_size()
+    return tensor.stride(-1) == 1 and tensor.data_ptr() % 16 == 0 and all(s % step == 0 for s in tensor.stride()[:-1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -34,14 +34,13 @@ static __device__ __forceinline__ void sum_grad_query(const struct fa_params &pa
   struct cursor at = next.at;
   const bool is_loading = threadIdx.x == 0;
   if (w.num_steps == 0)
-    return; /* nobody would wait for the keys */
+    return;
   if (is_loading) {
     load_keys(maps, w, shared);
     for (int stage = 0; stage < STAGES - 1; stage++)
       load_step(next, maps, params, w, shared);
   }
   __syncwarp();
-  barrier_wait(shared + KEY_FULL, 0);
   for (int step = 0; step < w.num_steps; step++) {
     float *sums = at.at.grad_query + (long long)at.block * (BLOCK_M * DIM_QK);
     if (is_loading)

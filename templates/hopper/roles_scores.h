@@ -36,15 +36,15 @@ static __device__ __forceinline__ void share_scores(u32 chunk, u32 full, const f
     barrier_arrive(full);
 }
 
-/* Does some of 64 queries not see some key of a part? Those behind the last key do not matter: what comes of them ends in rows
- * of dK and dV that are not stored, and times keys that are zero. */
-static __device__ __forceinline__ bool is_masked(int first_key, int first_query)
+/* Does some of 64 queries not see some key of a part? There may be no keys behind the last, but weights of them can be
+ * infinite, and times a key of zeros that is no number in dQ. */
+static __device__ __forceinline__ bool is_masked(const struct work &w, int first_key, int first_query)
 {
 //% if causal
-  return first_key + 64 > first_query + 1;
-//% else
-  return false;
+  if (first_key + 64 > first_query + 1)
+    return true;
 //% end
+  return first_key + 64 > w.seqlen_k;
 }
 
 /* COUNT parts from `first_part` on. */
@@ -76,7 +76,7 @@ static __device__ __forceinline__ void make_scores(const struct fa_params &param
       wgmma_wait<1>();
       keep_registers(flat(weights));
       weigh_keys(weights, rows);
-      if (is_masked(first_key, first_query))
+      if (is_masked(w, first_key, first_query))
         hide_keys(weights, rows, first_key, w.seqlen_k);
       if (i == 0)
         wait_empty(shared + WEIGHT_EMPTY, weight_tile);
@@ -86,7 +86,7 @@ static __device__ __forceinline__ void make_scores(const struct fa_params &param
       if (i == COUNT - 1)
         release(shared + GRAD_EMPTY, stage);
       weigh_gradients(d_scores, weights, rows);
-      if (is_masked(first_key, first_query))
+      if (is_masked(w, first_key, first_query))
         hide_keys(d_scores, rows, first_key, w.seqlen_k);
       if (i == 0)
         wait_empty(shared + D_SCORE_EMPTY, tile);

@@ -21,12 +21,12 @@ WIDE = _call(head_dim=128, seqlen_q=330, seqlen_k=100, heads_q=1, config=TWO_STA
 WIDE_3 = _call(head_dim=128, seqlen_q=420, seqlen_k=100, heads_q=1, config=THREE_STAGES)
 ONE_STEP = _call(head_dim=128, seqlen_q=60, seqlen_k=100, heads_q=1, config=TWO_STAGES)
 CAUSAL = _call(head_dim=64, seqlen_q=200, heads_q=1, causal=True, config=TWO_STAGES)
-MORE_KEYS = _call(head_dim=64, seqlen_q=20, seqlen_k=150, heads_q=1, causal=True, config=TWO_STAGES)
 GROUPED = _call(head_dim=64, batch=2, seqlen_q=140, seqlen_k=130, heads_q=4, heads_kv=2, config=TWO_STAGES)
 TWO_DIMS = _call(head_dim=72, head_dim_v=128, seqlen_q=140, seqlen_k=130, heads_q=1, config=TWO_STAGES)
 TAIL = _call(head_dim=40, seqlen_q=140, seqlen_k=130, heads_q=1, config=TWO_STAGES)  # 40 columns are no groups of 32
 PART = _call(head_dim=96, seqlen_q=100, seqlen_k=130, heads_q=1, config=TWO_STAGES)  # dQ's second chunk has 32 columns
 NEGATIVE = _call(head_dim=64, seqlen_q=140, seqlen_k=130, heads_q=1, scale=-0.1, config=TWO_STAGES)
+ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=TWO_STAGES)
 UNWANTED = _call(head_dim=128, seqlen_q=140, heads_q=1, without=("grad_query", "grad_key"), config=TWO_STAGES)
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, causal=True, batch=7, seqlen_q=40, seqlen_k=60, data="infinite", config=TWO_STAGES)
@@ -61,7 +61,7 @@ MUTATIONS = [
               "barrier_init(shared + KEY_FULL, 1);", "barrier_init(shared + KEY_FULL, 2);"),
     _mutation("full stage: two arrivals", LONG,
               "barrier_init(full + 8 * stage, 1);", "barrier_init(full + 8 * stage, 2);"),
-    _mutation("empty dO: arrivals of one warpgroup", LONG,
+    _mutation("empty dO: arrivals of one warpgroup", WIDE,
               "STAGES, 4 * (scorers + 1));", "STAGES, 4);"),
     _mutation("empty dO: arrivals of one of two warpgroups with scores", LONG,
               "init_barriers(shared, 2, 2);", "init_barriers(shared, 1, 2);"),
@@ -90,8 +90,6 @@ MUTATIONS = [
     _mutation("a stage given back by one warp of a warpgroup", LONG,
               "threadIdx.x % 32 == 0", "threadIdx.x % 128 == 0", within="release"),
     # --- loads
-    _mutation("keys that nobody waits for", MORE_KEYS,
-              "if (w.num_steps == 0)", "if (false)", within="sum_grad_query"),
     _mutation("a step behind the last is loaded", LONG,
               "if (next.step == w.num_steps)", "if (next.step == w.num_steps + 1)"),
     _mutation("bytes of V not expected", ONE_STEP,
@@ -134,8 +132,6 @@ MUTATIONS = [
               "wait_empty(shared + D_SCORE_EMPTY, tile);", ";"),
     _mutation("dO not given back", LONG,
               "release(shared + GRAD_EMPTY, stage);", ";", within="make_scores"),
-    _mutation("dO given back with the first part", WIDE,
-              "if (i == COUNT - 1)", "if (i == 0)"),
     # --- scores: products, statistics, masks
     _mutation("no fence before Q K^T and dO V^T", ONE_STEP,
               "wgmma_fence();", ";", within="multiply_part"),
@@ -174,6 +170,8 @@ MUTATIONS = [
               "last = min(last, rows.first + 8 * h);", "last = min(last, rows.first + 8 * h + 1);"),
     _mutation("causal: a key too few", CAUSAL,
               "last = min(last, rows.first + 8 * h);", "last = min(last, rows.first + 8 * h - 1);"),
+    _mutation("last partial block not masked", ONE_KEY,
+              "return first_key + 64 > w.seqlen_k;", "return false;"),
     _mutation("weights not masked", CAUSAL,
               "hide_keys(weights, rows, first_key, w.seqlen_k);", ";"),
     _mutation("hidden d_scores multiplied by 0", INFINITE,
@@ -197,8 +195,6 @@ MUTATIONS = [
               "share_scores(shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,",
               "share_scores(shared + D_SCORES + part * CHUNK,"),
     # --- dV and dK
-    _mutation("dO not waited for by dV", WIDE,
-              "wait_full(of.right_full, stage);", ";"),
     _mutation("weights or d_scores not waited for", WIDE,
               "barrier_wait(of.left_full + 8 * (tile.stage * PARTS + part), tile.phase);", ";"),
     _mutation("sums read before they are there", ONE_STEP,
@@ -238,8 +234,6 @@ MUTATIONS = [
     _mutation("dK stored where it is not wanted", UNWANTED,
               "if (to.data)", "if (true)", within="store_sums"),
     # --- dQ
-    _mutation("K not waited for by dQ", ONE_STEP,
-              "barrier_wait(shared + KEY_FULL, 0);", ";", within="sum_grad_query"),
     _mutation("d_scores not waited for by dQ", LONG,
               "wait_d_scores(shared, tile, part);", ";", within="sum_grad_query"),
     _mutation("dQ read before it is there", LONG,

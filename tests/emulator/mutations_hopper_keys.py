@@ -29,7 +29,6 @@ MORE_KEYS = _call(head_dim=64, seqlen_q=20, seqlen_k=150, heads_q=1, causal=True
 GROUPED = _call(head_dim=64, batch=2, seqlen_q=140, seqlen_k=130, heads_q=4, heads_kv=2, config=TALL_BLOCKS)
 TWO_DIMS = _call(head_dim=72, head_dim_v=128, seqlen_q=140, seqlen_k=130, heads_q=1, config=BLOCKS)
 TAIL = _call(head_dim=40, seqlen_q=140, seqlen_k=130, heads_q=1, config=TALL_BLOCKS)  # 40 columns are no groups of 32
-ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=TALL_BLOCKS)
 UNWANTED = _call(head_dim=64, seqlen_q=140, heads_q=1, without=("grad_query", "grad_key"), config=TALL_BLOCKS)
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, causal=True, batch=7, seqlen_q=40, seqlen_k=60, data="infinite", config=TALL_BLOCKS)
@@ -66,8 +65,6 @@ MUTATIONS = [
               "if (ring.stage == N) {", "if (ring.stage == N + 1) {"),
     _mutation("dK and dV: the stage before the first is the one before the last", WIDE_3,
               "ring.stage == 0 ? N - 1 :", "ring.stage == 0 ? N - 2 :"),
-    _mutation("dK and dV: parity of the stage before the first", LONG,
-              "ring.stage == 0 ? ring.phase ^ 1 : ring.phase}", "ring.phase}"),
     _mutation("dK and dV: a stage given back by one warp of a warpgroup", LONG,
               "threadIdx.x % 32 == 0", "threadIdx.x % 128 == 0", within="release"),
     # --- producer
@@ -155,8 +152,6 @@ MUTATIONS = [
     # --- masks
     _mutation("dK and dV: causal: a block of the diagonal not masked", CAUSAL_WIDE,
               "> step.at.block * BLOCK_M + 1)", "> step.at.block * BLOCK_M + BLOCK_M)"),
-    _mutation("dK and dV: last partial block not masked", ONE_KEY,
-              "return w.first_key + BLOCK_N > w.seqlen_k;", "return false;"),
     _mutation("dK and dV: causal: a key too many", CAUSAL,
               "key > query ||", "key > query + 1 ||"),
     _mutation("dK and dV: causal: a key too few", CAUSAL,
