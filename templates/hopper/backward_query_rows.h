@@ -4,6 +4,7 @@ struct rows {
   int first; /* of the two */
   float max[2], log2_sum[2], delta[2];
   float factor, sign; /* from scores to exponents of 2; of the scale */
+  int end;            /* how many rows the head has */
 };
 
 static __device__ __forceinline__ struct rows begin_rows(const struct fa_params &params)
@@ -11,6 +12,7 @@ static __device__ __forceinline__ struct rows begin_rows(const struct fa_params 
   struct rows rows = {};
   rows.factor = softmax_factor(params);
   rows.sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
+  rows.end = (int)params.seqlen_q;
   return rows;
 }
 
@@ -62,7 +64,7 @@ static __device__ __forceinline__ void hide_keys(float (&values)[N][4], const st
   for (int h = 0; h < 2; h++) {
     int last = seqlen_k - 1; /* that the row sees */
 //% if causal
-    last = min(last, rows.first + 8 * h);
+    last = rows.first + 8 * h < rows.end ? min(last, rows.first + 8 * h) : -1; /* a row that is not there sees none */
 //% end
     last -= first_key + threadIdx.x % 4 * 2; /* from this thread's first */
 #pragma unroll

@@ -41,7 +41,7 @@ static __device__ __forceinline__ void share_scores(u32 chunk, u32 full, const f
 static __device__ __forceinline__ bool is_masked(const struct work &w, int first_key, int first_query)
 {
 //% if causal
-  if (first_key + 64 > first_query + 1)
+  if (first_key + 64 > first_query + 1 || first_query + 64 > w.seqlen_q)
     return true;
 //% end
   return first_key + 64 > w.seqlen_k;

@@ -31,6 +31,8 @@ UNWANTED = _call(head_dim=128, seqlen_q=140, heads_q=1, without=("grad_query", "
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, causal=True, batch=7, seqlen_q=40, seqlen_k=60, data="infinite", config=TWO_STAGES)
 
+FEW_QUERIES = _call(head_dim=64, causal=True, batch=7, seqlen_q=30, seqlen_k=60, data="infinite", config=TWO_STAGES)
+
 _mutation = partial(Mutation, "hopper backward")
 
 MUTATIONS = [
@@ -167,11 +169,13 @@ MUTATIONS = [
     _mutation("causal: a block of the diagonal not masked", CAUSAL,
               "first_key + 64 > first_query + 1", "first_key + 64 > first_query + 64"),
     _mutation("causal: a key too many", CAUSAL,
-              "last = min(last, rows.first + 8 * h);", "last = min(last, rows.first + 8 * h + 1);"),
+              "min(last, rows.first + 8 * h) : -1;", "min(last, rows.first + 8 * h + 1) : -1;"),
     _mutation("causal: a key too few", CAUSAL,
-              "last = min(last, rows.first + 8 * h);", "last = min(last, rows.first + 8 * h - 1);"),
+              "min(last, rows.first + 8 * h) : -1;", "min(last, rows.first + 8 * h - 1) : -1;"),
     _mutation("last partial block not masked", ONE_KEY,
               "return first_key + 64 > w.seqlen_k;", "return false;"),
+    _mutation("causal: a query behind the last sees keys", FEW_QUERIES,
+              "rows.first + 8 * h < rows.end ? min(last, rows.first + 8 * h) : -1;", "min(last, rows.first + 8 * h);"),
     _mutation("weights not masked", CAUSAL,
               "hide_keys(weights, rows, first_key, w.seqlen_k);", ";"),
     _mutation("hidden d_scores multiplied by 0", INFINITE,

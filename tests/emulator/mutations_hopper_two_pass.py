@@ -80,7 +80,7 @@ MUTATIONS = [
     _mutation("delta of the first row for both", LONG,
               "- rows.delta[e / 2]);", "- rows.delta[0]);"),
     _mutation("a key too few", CAUSAL,
-              "last = min(last, rows.first + 8 * h);", "last = min(last, rows.first + 8 * h - 1);"),
+              "min(last, rows.first + 8 * h) : -1;", "min(last, rows.first + 8 * h - 1) : -1;"),
     _mutation("a block of the diagonal not masked", CAUSAL,
               "* 64 + 1, w.seqlen_k);", "* 64 + 64, w.seqlen_k);"),
     _mutation("last partial block not masked", ONE_KEY,
