@@ -17,6 +17,9 @@ if not _is_worker:
 _cache = os.environ["FLASH_ATTENTION_CACHE_DIR"]
 # Tests of results take the best guess of each kernel; test_processes.py tests the tuner.
 os.environ.setdefault("FLASH_ATTENTION_AUTOTUNE", "0")
+# Threads of PyTorch that wait for each other give the processor away: other tests run at the same time, and what spins
+# beside them takes several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch.use_deterministic_algorithms refuses cuBLAS, with which references are computed, without it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 _owner = os.getpid()
