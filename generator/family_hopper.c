@@ -65,17 +65,9 @@ static int query_stages(const fa_problem *problem, hopper_config c) {
   return c.persistent && !rounds_inputs(problem) && forward_shared_with(problem, c, 2) <= SHARED_LIMIT ? 2 : 1;
 }
 
-/* As templates/hopper/roles_shared.h lays it out. */
-static int backward_shared(const fa_problem *problem, hopper_config c) {
-  int chunks = chunks_qk(problem) + chunks_v(problem);
-  int parts = c.block_n / 64, rows = (c.block_n + c.num_stages * c.block_m) * chunks + 3 * parts * c.block_m;
-  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES +
-         (1 + 4 * c.num_stages + 3 * parts + 3) * BARRIER_BYTES;
-}
-
 static int shared_bytes(const fa_problem *problem, hopper_config c) {
   return problem->op == FA_FORWARD ? forward_shared_with(problem, c, query_stages(problem, c))
-                                   : backward_shared(problem, c);
+                                   : roles_shared(problem, c.block_m, c.block_n, c.num_stages);
 }
 
 /* Registers of a thread: what setmaxnreg shares out of the 64 Ki of an SM, in warpgroups of 128 threads. Four

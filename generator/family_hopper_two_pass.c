@@ -58,15 +58,12 @@ static bool is_wide(const fa_problem *problem) {
   return problem->head_dim > NARROW_DIM || problem->head_dim_v > NARROW_DIM;
 }
 
-/* As templates/hopper/backward_shared.h lays it out, or roles_shared.h. */
+/* Up to head dim 128 as templates/hopper/backward_shared.h lays it out. */
 static int keys_shared(const fa_problem *problem, two_pass_config c) {
+  if (is_wide(problem))
+    return roles_shared(problem, c.block_m, c.block_n, c.num_stages);
   int rows = (c.block_n + c.num_stages * c.block_m) * (chunks_qk(problem) + chunks_v(problem));
-  int barriers = 1 + 4 * c.num_stages;
-  if (is_wide(problem)) {
-    rows += 3 * c.block_m; /* weights, and two tiles of d_scores */
-    barriers += 6;
-  }
-  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + barriers * BARRIER_BYTES;
+  return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + (1 + 4 * c.num_stages) * BARRIER_BYTES;
 }
 
 /* As templates/hopper/backward_queries.h lays it out. */

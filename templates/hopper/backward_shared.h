@@ -1,7 +1,7 @@
 /*
- * Shared memory of backward: the block's K and V, rings of tiles of Q (with its rows' statistics) and of dO,
- * and barriers. Tiles begin at multiples of 1024 bytes, as the pattern of the swizzle does. A tile is chunks of
- * 64 columns (of d_scores: of 64 queries), a chunk is rows of 128 bytes.
+ * Shared memory of backward_keys up to head dim 128: the block's K and V, rings of tiles of Q (with its rows' statistics)
+ * and of dO, and barriers. Tiles begin at multiples of 1024 bytes, as the pattern of the swizzle does. A tile is chunks of
+ * 64 columns, a chunk is rows of 128 bytes.
  */
 enum {
   KEYS = 0,

@@ -38,7 +38,7 @@ enum {
 //% include "cuda/ptx.h"
 //% include "cuda/hopper.h"
 //% let product_n = wide * block_n + (1 - wide) * block_m
-//# Columns of a gradient's product: above 128, a kernel of 512 threads may not have them all in one instruction.
+//%# Columns of a gradient's product: above 128, a kernel of 512 threads may not have them all in one instruction.
 //% let value_first = wide * min(value_n, 128) + (1 - wide) * value_n
 //% let value_rest = value_n - value_first
 //% let key_first = wide * min(key_n, 128) + (1 - wide) * key_n

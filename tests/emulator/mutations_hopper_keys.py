@@ -1,5 +1,6 @@
 """The mutations of dK's and dV's pass of Hopper's two, up to head dim 128.
 
+What the first phase and the rings do is mutated in one pass (mutations_hopper_backward.py), which shares their text.
 Some lines can be changed and the results stay right, so that they are not here. A stage of dO is given back before that
 of Q of the same step, which the producer waits for first: how early dO's is given back does not matter. Fences before
 the products of a step reach as far as dK's. Where d_scores are hidden, weights have been; what is left there, the
@@ -28,7 +29,6 @@ CAUSAL_WIDE = _call(head_dim=128, seqlen_q=200, heads_q=1, causal=True, config=B
 MORE_KEYS = _call(head_dim=64, seqlen_q=20, seqlen_k=150, heads_q=1, causal=True, config=TALL_BLOCKS)
 GROUPED = _call(head_dim=64, batch=2, seqlen_q=140, seqlen_k=130, heads_q=4, heads_kv=2, config=TALL_BLOCKS)
 TWO_DIMS = _call(head_dim=72, head_dim_v=128, seqlen_q=140, seqlen_k=130, heads_q=1, config=BLOCKS)
-TAIL = _call(head_dim=40, seqlen_q=140, seqlen_k=130, heads_q=1, config=TALL_BLOCKS)  # 40 columns are no groups of 32
 UNWANTED = _call(head_dim=64, seqlen_q=140, heads_q=1, without=("grad_query", "grad_key"), config=TALL_BLOCKS)
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, causal=True, batch=7, seqlen_q=40, seqlen_k=60, data="infinite", config=TALL_BLOCKS)
@@ -36,37 +36,13 @@ INFINITE = _call(head_dim=64, causal=True, batch=7, seqlen_q=40, seqlen_k=60, da
 _mutation = partial(Mutation, "hopper two-pass backward")
 
 MUTATIONS = [
-    # --- first and last phase
-    _mutation("dK and dV: D: last piece of a row left out", LONG,
-              "if (lane < HEAD_DIM_V / 8)", "if (lane < HEAD_DIM_V / 8 - 1)"),
-    _mutation("dK and dV: D: half of a row", LONG,
-              "int other = LANES / 2; other > 0;", "int other = LANES / 4; other > 0;"),
-    _mutation("dK and dV: D: odd columns taken for even ones", LONG,
-              "(of_output[i / 2] >> i % 2 * 16)", "(of_output[i / 2] >> i % 1 * 16)"),
-    _mutation("dK and dV: D: lanes of a row that is not theirs", TAIL,
-              "next_power(HEAD_DIM_V / 8) < 4 ? 4 : next_power(HEAD_DIM_V / 8)", "4"),
-    _mutation("dK and dV: D: only as many rows as lanes", LONG,
-              "row < BLOCK_M; row += BEGIN_THREADS / LANES", "row < BEGIN_THREADS / LANES; row += BEGIN_THREADS"),
-    _mutation("dK and dV: logarithm of the sum of weights not taken", LONG,
-              "log2f(lse[2 * row + 1])", "lse[2 * row + 1]"),
     # --- barriers
     _mutation("dK and dV: keys and values: arrivals", ONE_STEP,
               "barrier_init(shared + KEY_FULL, 1);", "barrier_init(shared + KEY_FULL, 2);"),
     _mutation("dK and dV: barriers not made known", ONE_STEP,
               "barrier_init_done();", ";", within="init_barriers"),
-    _mutation("dK and dV: full stage: parity", LONG,
-              "barrier_wait(barriers + 8 * ring.stage, ring.phase);",
-              "barrier_wait(barriers + 8 * ring.stage, ring.phase ^ 1);"),
-    _mutation("dK and dV: empty stage: parity", LONG,
-              "ring.phase ^ 1);", "ring.phase);"),
-    _mutation("dK and dV: parity stays when a ring is through", LONG,
-              "ring.phase ^= 1;", ";"),
-    _mutation("dK and dV: a stage too many in a ring", LONG,
-              "if (ring.stage == N) {", "if (ring.stage == N + 1) {"),
     _mutation("dK and dV: the stage before the first is the one before the last", WIDE_3,
               "ring.stage == 0 ? N - 1 :", "ring.stage == 0 ? N - 2 :"),
-    _mutation("dK and dV: a stage given back by one warp of a warpgroup", LONG,
-              "threadIdx.x % 32 == 0", "threadIdx.x % 128 == 0", within="release"),
     # --- producer
     _mutation("dK and dV: keys that nobody waits for", MORE_KEYS,
               "if (w.num_steps == 0)", "if (false)", within="produce"),
@@ -81,8 +57,6 @@ MUTATIONS = [
               "now.at.stats + now.block * BLOCK_M,", "now.at.stats,"),
     _mutation("dK and dV: statistics always to the first stage", LONG,
               "shared + STATS + queries.stage * STATS_BYTES, now", "shared + STATS, now"),
-    _mutation("dK and dV: statistics of the group's first head", GROUPED,
-              "c.at = find_workspace(params, w.batch, c.head);", ";"),
     _mutation("dK and dV: dO counted by Q's barrier", LONG,
               "full = shared + GRAD_FULL + 8 * grads.stage;", "full = shared + QUERY_FULL + 8 * grads.stage;"),
     _mutation("dK and dV: dO of the group's first head", GROUPED,
