@@ -148,19 +148,6 @@ static __device__ __forceinline__ void add_grad_key(float (&gradient)[2 * UNITS_
 //% end
 }
 
-//% if ordered
-/* How many parts of dQ must have been added to a block of queries before that of this block of keys. */
-static __device__ __forceinline__ int turn_of(const struct work &w, int query_block)
-{
-//%   if causal
-  int last_query = min(query_block * BLOCK_M + BLOCK_M, w.seqlen_q) - 1;
-  return min(last_query / BLOCK_N, (w.seqlen_k - 1) / BLOCK_N) - w.key_block;
-//%   else
-  return w.key_block;
-//%   end
-}
-
-//% end
 /* dQ of a step, summed in the workspace. */
 static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles, const struct work &w,
                                                       const struct cursor &c)
@@ -169,7 +156,8 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
   int first_row_tile = warp % DQ_ROW_WARPS * DQ_ROWS, first_unit = warp / DQ_ROW_WARPS * DQ_UNITS;
   float *sums = c.at.grad_query + (long long)c.block * (BLOCK_M * DIM_QK);
 //% if ordered
-  int *turns = c.at.turns + c.block * WARPS + warp, turn = turn_of(w, c.block);
+  int *turns = c.at.turns + c.block * WARPS + warp;
+  const int turn = w.key_block; /* whoever sees a block of keys sees all before it */
   bool my_turn = turn == 0;
 //% end
   for (int row = first_row_tile; row < BLOCK_M / 16; row += DQ_ROW_WARPS * DQ_ROWS) {

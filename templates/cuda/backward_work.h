@@ -16,11 +16,6 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   w.seqlen_q = (int)params.seqlen_q;
   w.seqlen_k = (int)params.seqlen_k;
   w.key_block = blockIdx.x % key_blocks;
-//% if causal && ordered
-  /* A block of queries gets its parts of dQ from the last keys that it sees first: whose turn comes first starts first,
-   * and nobody waits for a block of threads that has not begun. */
-  w.key_block = key_blocks - 1 - w.key_block;
-//% end
   w.batch = index / (int)params.heads_kv;
   w.kv_head = index % (int)params.heads_kv;
   w.group_size = (int)(params.heads_q / params.heads_kv);
@@ -45,7 +40,13 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   return w;
 }
 
-/* The queries of a step: a head of the group and a block of its queries. */
+/* The queries of a step: a head of the group and a block of its queries.
+//% if causal && ordered
+ * The last ones come first. All blocks of keys of a head are seen by them, so each can begin when the one before it has
+ * added its part of dQ, and the one with the most steps need not wait. And the weights of a key grow towards its own
+ * query: its sums grow from small terms, and what is rounded off is small.
+//% end
+ */
 struct cursor {
   int head, block, stage;
   struct workspace at; /* of the head */
@@ -54,15 +55,25 @@ struct cursor {
 static __device__ __forceinline__ struct cursor begin_steps(const struct fa_params &params, const struct work &w)
 {
   int head = w.kv_head * w.group_size;
+//% if causal && ordered
+  return {head, w.first_block + w.blocks - 1, 0, find_workspace(params, w.batch, head)};
+//% else
   return {head, w.first_block, 0, find_workspace(params, w.batch, head)};
+//% end
 }
 
 static __device__ __forceinline__ void advance(struct cursor &c, const struct fa_params &params, const struct work &w)
 {
   c.stage = c.stage + 1 < STAGES ? c.stage + 1 : 0;
+//% if causal && ordered
+  c.block--;
+  if (c.block < w.first_block) {
+    c.block = w.first_block + w.blocks - 1;
+//% else
   c.block++;
   if (c.block == w.first_block + w.blocks) {
     c.block = w.first_block;
+//% end
     c.head++;
     c.at = find_workspace(params, w.batch, c.head);
   }
