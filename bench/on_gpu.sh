@@ -66,10 +66,8 @@ run_section() {
     sanitize)
       local tool
       tool=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer) || return $SKIPPED
-      # How many mbarriers a block has it finds out by itself only of what nvcc compiled.
       within 200 "$tool" --tool memcheck --error-exitcode 1 "$python" tests/gpu/sanitize.py &&
-        within 400 "$tool" --tool racecheck --num-cuda-barriers 64 --racecheck-indirect-barrier-dependency \
-          --error-exitcode 1 "$python" tests/gpu/sanitize.py --few
+        within 400 "$python" tests/gpu/racecheck.py
       ;;
     accuracy) within 400 "$python" bench/cuda_accuracy.py --output "$output" ;;
     tf32) within 180 "$python" bench/cuda_one_product.py ;;

@@ -5,8 +5,9 @@
  * A config is
  *   block_m      queries of a block of threads
  *   block_n      keys that are worked on at a time (forward), or keys of a block of threads (backward)
- *   num_warps    each has block_m / num_warps rows of queries (forward), or 16 keys together with others (backward)
- *   num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
+ *   num_warps    each has block_m / num_warps rows of queries (forward), or warp_keys keys together with others
+ * (backward) num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
+ *   warp_keys    16 or 32 (backward)
  */
 #include "generator/family.h"
 
@@ -33,7 +34,7 @@ static int shared_limit(const char *target) {
 }
 
 typedef struct cuda_config {
-  int block_m, block_n, num_warps, num_stages;
+  int block_m, block_n, num_warps, num_stages, warp_keys;
 } cuda_config;
 
 static cuda_config read_config(const fa_config *config) {
@@ -42,33 +43,33 @@ static cuda_config read_config(const fa_config *config) {
       .block_n = fa_config_get(config, "block_n", 0),
       .num_warps = fa_config_get(config, "num_warps", 0),
       .num_stages = fa_config_get(config, "num_stages", 0),
+      .warp_keys = fa_config_get(config, "warp_keys", 16),
   };
 }
 
 static void write_config(cuda_config from, fa_config *config) {
-  *config = (fa_config){.count = 4,
+  *config = (fa_config){.count = from.warp_keys ? 5 : 4, /* forward has none */
                         .item = {{"block_m", from.block_m},
                                  {"block_n", from.block_n},
                                  {"num_warps", from.num_warps},
-                                 {"num_stages", from.num_stages}}};
+                                 {"num_stages", from.num_stages},
+                                 {"warp_keys", from.warp_keys}}};
 }
 
-/* What a problem's tiles look like: head dims rounded up to what mma takes; rows an odd number of 16-byte chunks. */
+/* What a problem's tiles look like: head dims rounded up to what mma takes. */
 typedef struct tiles {
-  int dim_qk, dim_v, pitch_qk, pitch_v, parts;
+  int dim_qk, dim_v, parts;
 } tiles;
 
 static tiles tiles_of(const fa_problem *problem) {
   tiles t = {.dim_qk = round_up(problem->head_dim, 16), .dim_v = round_up(problem->head_dim_v, 16)};
-  t.pitch_qk = t.dim_qk + 8;
-  t.pitch_v = t.dim_v + 8;
   t.parts = problem->dtype == FA_FP32 ? 2 : 1;
   return t;
 }
 
 static int forward_shared(const fa_problem *problem, cuda_config c) {
   tiles t = tiles_of(problem);
-  int elements = c.block_m * t.pitch_qk + c.num_stages * c.block_n * (t.pitch_qk + t.pitch_v);
+  int elements = c.block_m * t.dim_qk + c.num_stages * c.block_n * (t.dim_qk + t.dim_v);
   return elements * t.parts * 2 + (problem->dtype == FA_FP32 ? c.block_m * 4 : 0);
 }
 
@@ -79,23 +80,24 @@ static int forward_accumulators(const fa_problem *problem, cuda_config c) {
   return c.block_m / (16 * c.num_warps) * (t.dim_v + t.parts * c.block_n) / 2 + 20 * (t.parts - 1);
 }
 
-/* Warps that share 16 keys in backward. */
-static int count_d_splits(cuda_config c) { return c.num_warps * 16 / c.block_n; }
+/* Warps that share warp_keys keys in backward. */
+static int count_d_splits(cuda_config c) { return c.num_warps * c.warp_keys / c.block_n; }
 
 static int backward_shared(const fa_problem *problem, cuda_config c) {
   tiles t = tiles_of(problem);
-  int groups = c.block_n / 16, score_tiles = count_d_splits(c) > 1 ? 2 : 1;
-  int elements =
-      (c.block_n + c.num_stages * c.block_m) * (t.pitch_qk + t.pitch_v) + score_tiles * c.block_n * (c.block_m + 8);
+  int groups = c.block_n / c.warp_keys, score_tiles = count_d_splits(c) > 1 ? 2 : 1;
+  int elements = (c.block_n + c.num_stages * c.block_m) * (t.dim_qk + t.dim_v) + score_tiles * c.block_n * c.block_m;
   int factors = problem->dtype == FA_FP32 ? 2 * c.num_stages + groups + c.num_warps : 0;
   return c.num_stages * c.block_m * 16 + elements * t.parts * 2 + round_up(factors * 4, 16);
 }
 
-/* Of dK and dV, of weights and of d_scores; the last two also as left operands. */
+/* Of dK and dV, of weights and of d_scores; the last two also as left operands, in fp32 in two parts, for which those
+ * of 16 keys leave room. */
 static int backward_accumulators(const fa_problem *problem, cuda_config c) {
   tiles t = tiles_of(problem);
   int splits = count_d_splits(c), units = ceil_div(t.dim_qk / 16, splits) + ceil_div(t.dim_v / 16, splits);
-  return 8 * units + c.block_m / splits;
+  int key_tiles = c.warp_keys / 16, scores = c.block_m / splits;
+  return key_tiles * (8 * units + scores) + (key_tiles - 1) * (t.parts - 1) * scores;
 }
 
 static int shared_bytes(const fa_problem *problem, cuda_config c) {
@@ -141,9 +143,12 @@ static int check_forward(const fa_problem *problem, cuda_config c, char *message
     snprintf(message, message_size, "block_n is 48; for fp32 it must be 16, 32 or 64");
     return -1;
   }
-  /* A second stage needs addresses of its own; so do columns that a tile has and a tensor has not. */
+  /* A second stage needs addresses of its own; so do columns that a tile has and a tensor has not, and the function
+   * that loads rows of an odd number of elements. */
   const bool has_tails = problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
-  const int most = c.num_stages > 1 ? 176 : problem->dtype == FA_FP32 && has_tails ? 192 : 200;
+  const bool is_odd = problem->head_dim % 2 != 0 || problem->head_dim_v % 2 != 0;
+  const bool is_fp32 = problem->dtype == FA_FP32;
+  const int most = !is_fp32 && is_odd ? 160 : c.num_stages > 1 ? 176 : is_fp32 && has_tails ? 192 : 200;
   if (forward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
@@ -152,11 +157,13 @@ static int check_forward(const fa_problem *problem, cuda_config c, char *message
 }
 
 static int check_backward(const fa_problem *problem, cuda_config c, char *message, size_t message_size) {
-  if (check_range("block_n", c.block_n, 16, 16 * c.num_warps, 16, message, message_size) != 0)
+  const int keys = c.num_warps * c.warp_keys;
+  if (check_range("warp_keys", c.warp_keys, 16, 32, 16, message, message_size) != 0 ||
+      check_range("block_n", c.block_n, c.warp_keys, keys, c.warp_keys, message, message_size) != 0)
     return -1;
-  if (c.num_warps * 16 % c.block_n || count_d_splits(c) > 4) {
-    snprintf(message, message_size, "block_n is %d; num_warps * 16 = %d must be 1 to 4 times as many", c.block_n,
-             c.num_warps * 16);
+  if (keys % c.block_n || count_d_splits(c) > 4) {
+    snprintf(message, message_size, "block_n is %d; num_warps * warp_keys = %d must be 1 to 4 times as many", c.block_n,
+             keys);
     return -1;
   }
   if (check_range("block_m", c.block_m, 16, 128, count_d_splits(c) > 2 ? 32 : 16, message, message_size) != 0)
@@ -173,7 +180,9 @@ static int check_backward(const fa_problem *problem, cuda_config c, char *messag
              c.block_m);
     return -1;
   }
-  const int most = problem->dtype == FA_FP32 ? 176 : 208; /* fp32 has two parts of each operand beside them */
+  /* fp32 has two parts of each operand beside them; then columns that a tile has and a tensor has not. */
+  const bool has_tails = problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
+  const int most = problem->dtype != FA_FP32 ? 208 : has_tails && c.warp_keys == 32 ? 144 : 176;
   if (backward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
@@ -199,34 +208,59 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
 }
 
 /* What to try, best guess first; those that do not fit are left out. A block_m of 0 ends a list. */
-static const cuda_config forward_16[] = {{128, 128, 4, 1},
-                                         {128, 64, 4, 1},
-                                         {128, 64, 8, 1},
-                                         {64, 64, 4, 1},
-                                         {64, 128, 4, 1},
-                                         {128, 64, 4, 2},
-                                         {128, 32, 4, 1},
-                                         {128, 128, 8, 1},
-                                         {128, 64, 8, 2},
-                                         {128, 32, 8, 1},
-                                         {64, 64, 4, 2},
-                                         {64, 32, 4, 1},
-                                         {64, 32, 4, 2},
-                                         {32, 64, 2, 1},
-                                         {16, 64, 1, 2},
-                                         {64, 16, 4, 1},
+static const cuda_config forward_16[] = {{128, 128, 4, 1, 0},
+                                         {128, 64, 4, 1, 0},
+                                         {64, 64, 4, 1, 0},
+                                         {128, 64, 8, 1, 0},
+                                         {64, 128, 4, 1, 0},
+                                         {128, 128, 8, 1, 0},
+                                         {128, 64, 4, 2, 0},
+                                         {128, 32, 4, 1, 0},
+                                         {128, 64, 8, 2, 0},
+                                         {128, 32, 8, 1, 0},
+                                         {64, 64, 4, 2, 0},
+                                         {64, 32, 4, 1, 0},
+                                         {64, 32, 4, 2, 0},
+                                         {32, 64, 2, 1, 0},
+                                         {16, 64, 1, 2, 0},
+                                         {64, 16, 4, 1, 0},
                                          {0}};
-static const cuda_config forward_32[] = {{128, 64, 8, 1}, {64, 64, 4, 1}, {64, 64, 4, 2},  {128, 32, 8, 1},
-                                         {64, 32, 4, 1},  {64, 32, 4, 2}, {128, 64, 8, 2}, {32, 32, 2, 1},
-                                         {64, 16, 4, 1},  {32, 16, 2, 1}, {16, 16, 1, 1},  {0}};
+static const cuda_config forward_32[] = {{64, 64, 4, 1, 0}, {128, 64, 8, 1, 0}, {64, 64, 4, 2, 0},  {128, 32, 8, 1, 0},
+                                         {64, 32, 4, 1, 0}, {64, 32, 4, 2, 0},  {128, 64, 8, 2, 0}, {32, 32, 2, 1, 0},
+                                         {64, 16, 4, 1, 0}, {32, 16, 2, 1, 0},  {16, 16, 1, 1, 0},  {0}};
 
-static const cuda_config backward_16[] = {
-    {64, 128, 8, 2}, {64, 128, 8, 1}, {64, 64, 8, 1}, {64, 64, 4, 2}, {32, 128, 8, 2},
-    {32, 64, 4, 2},  {64, 64, 8, 2},  {32, 64, 8, 2}, {32, 64, 8, 1}, {64, 64, 4, 1},
-    {32, 32, 4, 2},  {32, 32, 4, 1},  {16, 32, 4, 1}, {16, 16, 2, 1}, {0}};
-static const cuda_config backward_32[] = {
-    {32, 64, 4, 2}, {32, 128, 8, 1}, {32, 64, 8, 1}, {32, 64, 4, 1}, {32, 32, 4, 1},
-    {16, 64, 4, 2}, {16, 32, 4, 1},  {16, 32, 2, 1}, {16, 16, 2, 1}, {0}};
+static const cuda_config backward_16[] = {{32, 128, 4, 2, 32},
+                                          {64, 128, 8, 2, 32},
+                                          {64, 64, 8, 2, 32},
+                                          {64, 64, 8, 1, 32},
+                                          {64, 128, 8, 1, 32},
+                                          {32, 64, 2, 2, 32},
+                                          {32, 128, 4, 1, 32},
+                                          {64, 64, 4, 1, 32},
+                                          {64, 64, 4, 2, 16},
+                                          {64, 64, 4, 1, 16},
+                                          {32, 64, 4, 2, 32},
+                                          {64, 64, 8, 2, 16},
+                                          {64, 64, 8, 1, 16},
+                                          {32, 64, 8, 1, 16},
+                                          {32, 32, 4, 2, 16},
+                                          {32, 32, 4, 1, 16},
+                                          {16, 32, 4, 1, 16},
+                                          {16, 16, 2, 1, 16},
+                                          {0}};
+static const cuda_config backward_32[] = {{64, 128, 8, 1, 32},
+                                          {32, 128, 8, 2, 32},
+                                          {32, 64, 4, 1, 32},
+                                          {32, 128, 8, 1, 16},
+                                          {32, 64, 8, 1, 16},
+                                          {32, 64, 4, 1, 16},
+                                          {32, 32, 8, 1, 16},
+                                          {32, 32, 4, 1, 16},
+                                          {16, 64, 4, 2, 16},
+                                          {16, 32, 4, 1, 16},
+                                          {16, 32, 2, 1, 16},
+                                          {16, 16, 2, 1, 16},
+                                          {0}};
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   (void)shape;
@@ -280,8 +314,6 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
   tiles t = tiles_of(problem);
   return fa_constants_offer_text(constants, "dtype_16", problem->dtype == FA_BF16 ? "bf16" : "fp16") |
          fa_constants_offer_int(constants, "dim_qk", t.dim_qk) | fa_constants_offer_int(constants, "dim_v", t.dim_v) |
-         fa_constants_offer_int(constants, "pitch_qk", t.pitch_qk) |
-         fa_constants_offer_int(constants, "pitch_v", t.pitch_v) |
          fa_constants_offer_int(constants, "load_bytes_qk", load_bytes(problem->head_dim)) |
          fa_constants_offer_int(constants, "load_bytes_v", load_bytes(problem->head_dim_v)) |
          fa_constants_offer_int(constants, "split_threads", SPLIT_THREADS) |
@@ -290,6 +322,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
          fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
+         fa_constants_offer_int(constants, "warp_keys", c.warp_keys) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
          fa_constants_offer_int(constants, "dq_sums", 1) |
          fa_constants_offer_int(constants, "log2_sums", 0) | /* takes registers that it has not */

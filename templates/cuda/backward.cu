@@ -6,7 +6,7 @@
  *     d_weights^T = V dO^T    d_scores^T = weights^T * (d_weights^T - delta)
  *     dV += weights^T dO      dK += d_scores^T Q      dQ += d_scores K
  *
- * A group of D_SPLITS warps has 16 keys. Keys are the rows of all but the last product, so that weights and d_scores
+ * A group of D_SPLITS warps has WARP_KEYS keys. Keys are the rows of all but the last product, so that weights and d_scores
  * are left operands as they come, in registers (D_SPLITS = 1) or through shared memory (each warp of a group then works
  * on a part of the queries first and of the columns of dK and dV later). dQ is summed in the workspace, in fp32.
 //% if ordered
@@ -29,25 +29,24 @@ enum {
   HEAD_DIM_V = ${head_dim_v},
   DIM_QK = ${dim_qk}, /* head dims, rounded up to what mma takes */
   DIM_V = ${dim_v},
-  PITCH_QK = ${pitch_qk},
-  PITCH_V = ${pitch_v},
   BLOCK_M = ${block_m},
   BLOCK_N = ${block_n},
   STAGES = ${num_stages}, /* tiles of Q, and of dO, in shared memory */
   WARPS = ${num_warps},
   THREADS = WARPS * 32,
-  GROUPS = BLOCK_N / 16,
+  WARP_KEYS = ${warp_keys},
+  KEY_TILES = WARP_KEYS / 16, /* what a warp reads from the tiles of queries serves so many products */
+  GROUPS = BLOCK_N / WARP_KEYS,
   D_SPLITS = WARPS / GROUPS,
   M_PART = BLOCK_M / D_SPLITS, /* queries whose scores a warp computes */
   UNITS_QK = (DIM_QK / 16 + D_SPLITS - 1) / D_SPLITS, /* 16 columns each: of dK, of a warp */
   UNITS_V = (DIM_V / 16 + D_SPLITS - 1) / D_SPLITS,
   PARTS = ${1 + split},
-  PITCH_M = BLOCK_M + 8,
-  QUERY_TILE = PARTS * BLOCK_M * PITCH_QK, /* elements in shared memory */
-  GRAD_TILE = PARTS * BLOCK_M * PITCH_V,
-  KEY_TILE = PARTS * BLOCK_N * PITCH_QK,
-  VALUE_TILE = PARTS * BLOCK_N * PITCH_V,
-  SCORE_TILE = PARTS * BLOCK_N * PITCH_M,
+  QUERY_TILE = PARTS * BLOCK_M * DIM_QK, /* elements in shared memory */
+  GRAD_TILE = PARTS * BLOCK_M * DIM_V,
+  KEY_TILE = PARTS * BLOCK_N * DIM_QK,
+  VALUE_TILE = PARTS * BLOCK_N * DIM_V,
+  SCORE_TILE = PARTS * BLOCK_N * BLOCK_M,
   /* dQ of a block of queries is spread over the warps: DQ_ROWS tiles of 16 queries and DQ_UNITS of 16 columns each. */
   DQ_ROWS = BLOCK_M % 32 == 0 && WARPS > 1 ? 2 : 1,
   DQ_ROW_WARPS = BLOCK_M / (16 * DQ_ROWS) < WARPS ? BLOCK_M / (16 * DQ_ROWS) : WARPS,
@@ -88,7 +87,7 @@ backward(const __grid_constant__ struct fa_params params)
   clear_shared(shared, ${shared_bytes});
   __syncthreads();
 //% end
-  float grad_key[2 * UNITS_QK][4] = {}, grad_value[2 * UNITS_V][4] = {};
+  float grad_key[KEY_TILES][2 * UNITS_QK][4] = {}, grad_value[KEY_TILES][2 * UNITS_V][4] = {};
   struct cursor now = begin_steps(params, w), next = now;
   if (w.num_steps > 0)
     load_key_values(tiles, params, w);
@@ -116,7 +115,7 @@ backward(const __grid_constant__ struct fa_params params)
     }
     copy_commit();
 //% end
-    struct scores scores;
+    struct scores scores[KEY_TILES];
     compute_scores(scores, tiles, params, w, now);
     share_scores(scores, tiles);
     __syncthreads();
@@ -128,11 +127,15 @@ backward(const __grid_constant__ struct fa_params params)
       add_grad_query(tiles, w, now);
     advance(now, params, w);
   }
-  int first_key = w.first_key + threadIdx.x / 32 / D_SPLITS * 16, part = threadIdx.x / 32 % D_SPLITS;
-  if (params.grad_key.data)
-    store_gradient<2 * UNITS_QK, HEAD_DIM>(params.grad_key, w.batch, w.kv_head, first_key, w.seqlen_k,
-                                           part * UNITS_QK * 2, grad_key, (float)params.softmax_scale);
-  if (params.grad_value.data)
-    store_gradient<2 * UNITS_V, HEAD_DIM_V>(params.grad_value, w.batch, w.kv_head, first_key, w.seqlen_k,
-                                            part * UNITS_V * 2, grad_value, 1.0f);
+  int part = threadIdx.x / 32 % D_SPLITS;
+#pragma unroll
+  for (int t = 0; t < KEY_TILES; t++) {
+    int first_key = w.first_key + threadIdx.x / 32 / D_SPLITS * WARP_KEYS + t * 16;
+    if (params.grad_key.data)
+      store_gradient<2 * UNITS_QK, HEAD_DIM>(params.grad_key, w.batch, w.kv_head, first_key, w.seqlen_k,
+                                             part * UNITS_QK * 2, grad_key[t], (float)params.softmax_scale);
+    if (params.grad_value.data)
+      store_gradient<2 * UNITS_V, HEAD_DIM_V>(params.grad_value, w.batch, w.kv_head, first_key, w.seqlen_k,
+                                              part * UNITS_V * 2, grad_value[t], 1.0f);
+  }
 }

@@ -11,18 +11,16 @@
  * Both are scaled by powers of two, d_scores by what the largest of the group asks for.
 //% end
  */
-static __device__ __forceinline__ void share_scores(struct scores &s, const struct tiles &tiles)
+static __device__ __forceinline__ void share_scores(struct scores (&s)[KEY_TILES], const struct tiles &tiles)
 {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / D_SPLITS;
 //% if split
   u32 largest = 0;
 #pragma unroll
-  for (int n = 0; n < M_PART / 8; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      u32 magnitude = finite_magnitude(s.d_scores[n][e]);
-      largest = magnitude > largest ? magnitude : largest;
-    }
+  for (int i = 0; i < KEY_TILES * M_PART / 2; i++) {
+    u32 magnitude = finite_magnitude(s[i / (M_PART / 2)].d_scores[i / 4 % (M_PART / 8)][i % 4]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
   largest = __reduce_max_sync(0xffffffffu, largest);
 //%   if d_splits > 1
   if (lane == 0)
@@ -40,111 +38,119 @@ static __device__ __forceinline__ void share_scores(struct scores &s, const stru
     tiles.d_score_factors[group] = power_of_two(-exponent);
 //% end
   /* Lane (g, t) holds keys g and g + 8, queries 2t and 2t + 1 of each tile. */
-  int at = (group * 16 + lane / 4) * PITCH_M + warp % D_SPLITS * M_PART + lane % 4 * 2;
+  int row = group * WARP_KEYS + lane / 4, first = warp % D_SPLITS * M_PART + lane % 4 * 2;
 #pragma unroll
-  for (int n = 0; n < M_PART / 8; n++)
+  for (int t = 0; t < KEY_TILES; t++)
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
+    for (int n = 0; n < M_PART / 8; n++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int at = tile_index<BLOCK_M>(row + 16 * t + 8 * h, first + n * 8);
+        float(&d_scores)[4] = s[t].d_scores[n];
+//% if split || d_splits > 1
+        float(&weights)[4] = s[t].weights[n];
+//% end
 //% if split
-      s.weights[n][2 * h] *= 1 / WEIGHT_UNIT;
-      s.weights[n][2 * h + 1] *= 1 / WEIGHT_UNIT;
-      s.d_scores[n][2 * h] *= scale;
-      s.d_scores[n][2 * h + 1] *= scale;
-      u32 high, low;
-      split_pair(s.d_scores[n][2 * h], s.d_scores[n][2 * h + 1], high, low);
-      *(u32 *)(tiles.d_scores + at + 8 * h * PITCH_M + n * 8) = high;
-      *(u32 *)(tiles.d_scores + at + (BLOCK_N + 8 * h) * PITCH_M + n * 8) = low;
+        weights[2 * h] *= 1 / WEIGHT_UNIT;
+        weights[2 * h + 1] *= 1 / WEIGHT_UNIT;
+        d_scores[2 * h] *= scale;
+        d_scores[2 * h + 1] *= scale;
+        u32 high, low;
+        split_pair(d_scores[2 * h], d_scores[2 * h + 1], high, low);
+        *(u32 *)(tiles.d_scores + at) = high;
+        *(u32 *)(tiles.d_scores + at + SCORE_TILE / 2) = low;
 //%   if d_splits > 1
-      split_pair(s.weights[n][2 * h], s.weights[n][2 * h + 1], high, low);
-      *(u32 *)(tiles.weights + at + 8 * h * PITCH_M + n * 8) = high;
-      *(u32 *)(tiles.weights + at + (BLOCK_N + 8 * h) * PITCH_M + n * 8) = low;
+        split_pair(weights[2 * h], weights[2 * h + 1], high, low);
+        *(u32 *)(tiles.weights + at) = high;
+        *(u32 *)(tiles.weights + at + SCORE_TILE / 2) = low;
 //%   end
 //% else
-      *(u32 *)(tiles.d_scores + at + 8 * h * PITCH_M + n * 8) = pack(s.d_scores[n][2 * h], s.d_scores[n][2 * h + 1]);
+        *(u32 *)(tiles.d_scores + at) = pack(d_scores[2 * h], d_scores[2 * h + 1]);
 //%   if d_splits > 1
-      *(u32 *)(tiles.weights + at + 8 * h * PITCH_M + n * 8) = pack(s.weights[n][2 * h], s.weights[n][2 * h + 1]);
+        *(u32 *)(tiles.weights + at) = pack(weights[2 * h], weights[2 * h + 1]);
 //%   end
 //% end
-    }
+      }
 }
 
-/* gradient += left^T (16 keys x BLOCK_M queries) times rows (BLOCK_M x DIM), times factor. */
-template <int UNITS, int DIM, int PITCH>
-static __device__ __forceinline__ void add_gradient(float (&gradient)[2 * UNITS][4], const float (&left)[M_PART / 8][4],
-                                                    const half_bits *left_tile, const half_bits *rows, float factor)
+/* gradient += left^T (WARP_KEYS x BLOCK_M queries) times rows (BLOCK_M x DIM), times factor; left is weights or d_scores. */
+template <int UNITS, int DIM, bool WEIGHTS>
+static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES][2 * UNITS][4],
+                                                    struct scores (&s)[KEY_TILES], const struct tiles &tiles,
+                                                    const half_bits *rows, float factor)
 {
   int lane = threadIdx.x % 32, first_unit = threadIdx.x / 32 % D_SPLITS * UNITS;
+  struct fragment a[KEY_TILES][BLOCK_M / 16];
 //% if d_splits > 1
-  int group = threadIdx.x / 32 / D_SPLITS;
+  u32 a_at = shared_address((WEIGHTS ? tiles.weights : tiles.d_scores) +
+                            threadIdx.x / 32 / D_SPLITS * WARP_KEYS * BLOCK_M + lane_a<BLOCK_M>(lane));
 //% end
-  struct fragment a[BLOCK_M / 16];
 #pragma unroll
-  for (int k = 0; k < BLOCK_M / 16; k++) {
+  for (int t = 0; t < KEY_TILES; t++)
+#pragma unroll
+    for (int k = 0; k < BLOCK_M / 16; k++)
 //% if d_splits > 1
-    load_fragment(a[k], shared_address(left_tile + group * 16 * PITCH_M + lane_a(lane, PITCH_M) + k * 16),
-                  BLOCK_N * PITCH_M);
+      load_fragment(a[t][k], at_column<BLOCK_M>(a_at, k * 16) + t * 16 * BLOCK_M * 2, BLOCK_N * BLOCK_M);
 //% else
-    set_fragment(a[k], left[2 * k], left[2 * k + 1]);
+      set_fragment(a[t][k], products<WEIGHTS>(s[t])[2 * k], products<WEIGHTS>(s[t])[2 * k + 1]);
 //% end
-  }
-  u32 b_at = shared_address(rows + lane_a(lane, PITCH) + first_unit * 16);
+  u32 b_at = shared_address(rows + lane_a<DIM>(lane));
 #pragma unroll
   for (int unit = 0; unit < UNITS; unit++) {
     if (UNITS * D_SPLITS * 16 != DIM && first_unit + unit >= DIM / 16)
       break;
 //% if split
     __syncwarp(); /* keeps the loads of later columns where they are: there are no registers for them */
-    float sum[2][4] = {};
+    float sum[KEY_TILES][2][4] = {};
 //% end
 #pragma unroll
     for (int k = 0; k < BLOCK_M / 16; k++) {
       struct fragment b;
-      load_fragment_trans(b, b_at + (k * 16 * PITCH + unit * 16) * 2, BLOCK_M * PITCH);
+      load_fragment_trans(b, at_column<DIM>(b_at, (first_unit + unit) * 16) + k * 16 * DIM * 2, BLOCK_M * DIM);
 #pragma unroll
-      for (int half = 0; half < 2; half++)
+      for (int t = 0; t < KEY_TILES; t++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
 //% if split
-        multiply(sum[half], a[k], b, half);
+          multiply(sum[t][half], a[t][k], b, half);
 //% else
-        multiply(gradient[2 * unit + half], a[k], b, half);
+          multiply(gradient[t][2 * unit + half], a[t][k], b, half);
 //% end
     }
 //% if split
 #pragma unroll
-    for (int half = 0; half < 2; half++)
+    for (int t = 0; t < KEY_TILES; t++)
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        gradient[2 * unit + half][e] += sum[half][e] * factor;
+      for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          gradient[t][2 * unit + half][e] += sum[t][half][e] * factor;
 //% end
   }
-  (void)left, (void)left_tile, (void)factor;
+  (void)s, (void)tiles, (void)factor;
 }
 
-static __device__ __forceinline__ void add_grad_value(float (&gradient)[2 * UNITS_V][4], const struct scores &s,
-                                                      const struct tiles &tiles, int stage)
+static __device__ __forceinline__ void add_grad_value(float (&gradient)[KEY_TILES][2 * UNITS_V][4],
+                                                      struct scores (&s)[KEY_TILES], const struct tiles &tiles,
+                                                      int stage)
 {
-  add_gradient<UNITS_V, DIM_V, PITCH_V>(gradient, s.weights,
-//% if d_splits > 1
-                                        tiles.weights,
-//% else
-                                        0,
-//% end
-                                        tiles.grad_outputs + stage * GRAD_TILE,
+  add_gradient<UNITS_V, DIM_V, true>(gradient, s, tiles, tiles.grad_outputs + stage * GRAD_TILE,
 //% if split
-                                        tiles.grad_factors[stage] * WEIGHT_UNIT);
+                                     tiles.grad_factors[stage] * WEIGHT_UNIT);
+//% else
+                                     1.0f);
+//% end
+}
+
+static __device__ __forceinline__ void add_grad_key(float (&gradient)[KEY_TILES][2 * UNITS_QK][4],
+                                                    struct scores (&s)[KEY_TILES], const struct tiles &tiles, int stage)
+{
+  add_gradient<UNITS_QK, DIM_QK, false>(gradient, s, tiles, tiles.queries + stage * QUERY_TILE,
+//% if split
+                                        tiles.query_factors[stage] *
+                                            tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
 //% else
                                         1.0f);
-//% end
-}
-
-static __device__ __forceinline__ void add_grad_key(float (&gradient)[2 * UNITS_QK][4], const struct scores &s,
-                                                    const struct tiles &tiles, int stage)
-{
-  add_gradient<UNITS_QK, DIM_QK, PITCH_QK>(gradient, s.d_scores, tiles.d_scores, tiles.queries + stage * QUERY_TILE,
-//% if split
-                                           tiles.query_factors[stage] *
-                                               tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
-//% else
-                                           1.0f);
 //% end
 }
 
@@ -152,6 +158,7 @@ static __device__ __forceinline__ void add_grad_key(float (&gradient)[2 * UNITS_
 static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles, const struct work &w,
                                                       const struct cursor &c)
 {
+  constexpr bool APART = (DQ_UNITS & (DQ_UNITS - 1)) == 0; /* bits of a warp's first unit and those of a unit of it */
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int first_row_tile = warp % DQ_ROW_WARPS * DQ_ROWS, first_unit = warp / DQ_ROW_WARPS * DQ_UNITS;
   float *sums = c.at.grad_query + (long long)c.block * (BLOCK_M * DIM_QK);
@@ -161,17 +168,19 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
   bool my_turn = turn == 0;
 //% end
   for (int row = first_row_tile; row < BLOCK_M / 16; row += DQ_ROW_WARPS * DQ_ROWS) {
-    u32 a_at = shared_address(tiles.d_scores + row * 16 + lane_b(lane, PITCH_M));
-    u32 b_at = shared_address(tiles.keys + lane_a(lane, PITCH_QK) + first_unit * 16);
+    u32 a_at = at_column<BLOCK_M>(shared_address(tiles.d_scores + lane_b<BLOCK_M>(lane)), row * 16);
+    u32 b_at = shared_address(tiles.keys + lane_a<DIM_QK>(lane));
+    if (APART)
+      b_at = at_column<DIM_QK>(b_at, first_unit * 16);
     float gradient[DQ_ROWS][2 * DQ_UNITS][4] = {};
 #pragma unroll
     for (int k = 0; k < BLOCK_N / 16; k++) {
       struct fragment a[DQ_ROWS], b;
 #pragma unroll
       for (int m = 0; m < DQ_ROWS; m++)
-        load_fragment_trans(a[m], a_at + (k * 16 * PITCH_M + m * 16) * 2, BLOCK_N * PITCH_M);
+        load_fragment_trans(a[m], at_column<BLOCK_M>(a_at, m * 16) + k * 16 * BLOCK_M * 2, BLOCK_N * BLOCK_M);
 //% if split
-      float factor = tiles.d_score_factors[k] * w.key_factor;
+      float factor = tiles.d_score_factors[k / KEY_TILES] * w.key_factor;
 //% end
 #pragma unroll
       for (int unit = 0; unit < DQ_UNITS; unit++) {
@@ -180,7 +189,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
 //% if split
         __syncwarp(); /* as above */
 //% end
-        load_fragment_trans(b, b_at + (k * 16 * PITCH_QK + unit * 16) * 2, BLOCK_N * PITCH_QK);
+        load_fragment_trans(b, at_column<DIM_QK>(b_at, (APART ? unit : first_unit + unit) * 16) + k * 16 * DIM_QK * 2, BLOCK_N * DIM_QK);
 #pragma unroll
         for (int m = 0; m < DQ_ROWS; m++)
 #pragma unroll

@@ -40,13 +40,13 @@ static __device__ __forceinline__ void load_key_values(const struct tiles &tiles
 {
 //% if dtype == "fp32"
   struct split_tiles from = find_split_tiles(params, w.batch, w.kv_head);
-  load_split<BLOCK_N, DIM_QK, PITCH_QK>(tiles.keys, from.keys, w.key_block);
-  load_split<BLOCK_N, DIM_V, PITCH_V>(tiles.values, from.values, w.key_block);
+  load_split<BLOCK_N, DIM_QK>(tiles.keys, from.keys, w.key_block);
+  load_split<BLOCK_N, DIM_V>(tiles.values, from.values, w.key_block);
 //% else
-  load_tile<BLOCK_N, HEAD_DIM, PITCH_QK, ${load_bytes_qk}>(
+  load_tile<BLOCK_N, HEAD_DIM, DIM_QK, ${load_bytes_qk}>(
       tiles.keys, (const half_bits *)params.key.data + head_offset(params.key, w.batch, w.kv_head, w.first_key),
       params.key, w.seqlen_k - w.first_key, is_aligned(params.key, ${load_bytes_qk}));
-  load_tile<BLOCK_N, HEAD_DIM_V, PITCH_V, ${load_bytes_v}>(
+  load_tile<BLOCK_N, HEAD_DIM_V, DIM_V, ${load_bytes_v}>(
       tiles.values, (const half_bits *)params.value.data + head_offset(params.value, w.batch, w.kv_head, w.first_key),
       params.value, w.seqlen_k - w.first_key, is_aligned(params.value, ${load_bytes_v}));
 //% end
@@ -59,19 +59,19 @@ static __device__ __forceinline__ void load_queries(const struct tiles &tiles, c
   const struct workspace &from = c.at;
   int stage = c.stage, block = c.block;
 //% if dtype == "fp32"
-  load_split<BLOCK_M, DIM_QK, PITCH_QK>(tiles.queries + stage * QUERY_TILE, from.queries, block);
-  load_split<BLOCK_M, DIM_V, PITCH_V>(tiles.grad_outputs + stage * GRAD_TILE, from.grad_outputs, block);
+  load_split<BLOCK_M, DIM_QK>(tiles.queries + stage * QUERY_TILE, from.queries, block);
+  load_split<BLOCK_M, DIM_V>(tiles.grad_outputs + stage * GRAD_TILE, from.grad_outputs, block);
   if (threadIdx.x == 0) {
     copy_async<4>(shared_address(tiles.query_factors + stage), from.query_factors + block, true);
     copy_async<4>(shared_address(tiles.grad_factors + stage), from.grad_factors + block, true);
   }
 //% else
   int first = block * BLOCK_M;
-  load_tile<BLOCK_M, HEAD_DIM, PITCH_QK, ${load_bytes_qk}>(
+  load_tile<BLOCK_M, HEAD_DIM, DIM_QK, ${load_bytes_qk}>(
       tiles.queries + stage * QUERY_TILE,
       (const half_bits *)params.query.data + head_offset(params.query, w.batch, c.head, first), params.query,
       w.seqlen_q - first, is_aligned(params.query, ${load_bytes_qk}));
-  load_tile<BLOCK_M, HEAD_DIM_V, PITCH_V, ${load_bytes_v}>(
+  load_tile<BLOCK_M, HEAD_DIM_V, DIM_V, ${load_bytes_v}>(
       tiles.grad_outputs + stage * GRAD_TILE,
       (const half_bits *)params.grad_output.data + head_offset(params.grad_output, w.batch, c.head, first),
       params.grad_output, w.seqlen_q - first, is_aligned(params.grad_output, ${load_bytes_v}));
@@ -80,96 +80,103 @@ static __device__ __forceinline__ void load_queries(const struct tiles &tiles, c
     copy_async<16>(shared_address(tiles.stats + stage * BLOCK_M + row), from.stats + block * BLOCK_M + row, true);
 }
 
-/* rows (16 x DIM) times columns^T (M_PART x DIM) */
-template <int DIM, int PITCH>
-static __device__ __forceinline__ void multiply_rows(float (&product)[M_PART / 8][4], const half_bits *rows,
+/* rows (WARP_KEYS x DIM) times columns^T (M_PART x DIM), to weights or to d_scores. */
+template <int DIM, bool WEIGHTS>
+static __device__ __forceinline__ void multiply_rows(struct scores (&s)[KEY_TILES], const half_bits *rows,
                                                      const half_bits *columns)
 {
   int lane = threadIdx.x % 32;
   /* Where there is but one tile of columns, its second half is not there to be loaded. */
-  u32 a_at = shared_address(rows + lane_a(lane, PITCH));
-  u32 b_at = shared_address(columns + lane_b(M_PART == 8 ? lane % 16 : lane, PITCH));
+  u32 a_at = shared_address(rows + lane_a<DIM>(lane));
+  u32 b_at = shared_address(columns + lane_b<DIM>(M_PART == 8 ? lane % 16 : lane));
 #pragma unroll
-  for (int n = 0; n < M_PART / 8; n++)
+  for (int i = 0; i < KEY_TILES * M_PART / 8 * 4; i++)
+    products<WEIGHTS>(s[i / 4 / (M_PART / 8)])[i / 4 % (M_PART / 8)][i % 4] = 0;
+//% if dtype == "fp32"
+#pragma unroll 2
+//% else
 #pragma unroll
-    for (int e = 0; e < 4; e++)
-      product[n][e] = 0;
-#pragma unroll
+//% end
   for (int k = 0; k < DIM; k += 16) {
-    struct fragment a, b;
-    load_fragment(a, a_at + k * 2, BLOCK_N * PITCH);
+    struct fragment a[KEY_TILES], b;
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++)
+      load_fragment(a[t], at_column<DIM>(a_at, k) + t * 16 * DIM * 2, BLOCK_N * DIM);
 #pragma unroll
     for (int n = 0; n < M_PART / 8; n += 2) {
-      load_fragment(b, b_at + (n * 8 * PITCH + k) * 2, BLOCK_M * PITCH);
+      load_fragment(b, at_column<DIM>(b_at, k) + n * 8 * DIM * 2, BLOCK_M * DIM);
 #pragma unroll
-      for (int half = 0; half < 2 && n + half < M_PART / 8; half++) {
+      for (int t = 0; t < KEY_TILES; t++)
+#pragma unroll
+        for (int half = 0; half < 2 && n + half < M_PART / 8; half++) {
 //% if dtype == "fp32"
-        float sum[4] = {};
-        multiply(sum, a, b, half);
+          float sum[4] = {};
+          multiply(sum, a[t], b, half);
 #pragma unroll
-        for (int e = 0; e < 4; e++)
-          product[n + half][e] += sum[e];
+          for (int e = 0; e < 4; e++)
+            products<WEIGHTS>(s[t])[n + half][e] += sum[e];
 //% else
-        multiply(product[n + half], a, b, half);
+          multiply(products<WEIGHTS>(s[t])[n + half], a[t], b, half);
 //% end
-      }
+        }
     }
   }
 }
 
 //% if sums_like_hopper
-/* The same as hopper/forward_fp32_products.h sums it, bit for bit: forward's maximum is subtracted from the scores, and
+/* K Q^T as hopper/forward_fp32_products.h sums it, bit for bit: forward's maximum is subtracted from the scores, and
  * where they are large a unit in the last place is a wrong weight. */
-template <int DIM, int PITCH>
-static __device__ __forceinline__ void multiply_like_hopper(float (&product)[M_PART / 8][4], const half_bits *rows,
-                                                             const half_bits *columns)
+static __device__ __forceinline__ void multiply_like_hopper(struct scores (&s)[KEY_TILES], const half_bits *keys,
+                                                             const half_bits *queries)
 {
   int lane = threadIdx.x % 32;
-  u32 a_at = shared_address(rows + lane_a(lane, PITCH));
-  u32 b_at = shared_address(columns + lane_b(M_PART == 8 ? lane % 16 : lane, PITCH));
+  u32 a_at = shared_address(keys + lane_a<DIM_QK>(lane));
+  u32 b_at = shared_address(queries + lane_b<DIM_QK>(M_PART == 8 ? lane % 16 : lane));
 #pragma unroll
-  for (int first = 0; first < DIM; first += 64) {
-    float sum[M_PART / 8][4] = {};
+  for (int t = 0; t < KEY_TILES; t++)
 #pragma unroll
-    for (int pass = 0; pass < 3; pass++) /* with the low parts of Q, with those of K, with none */
+    for (int first = 0; first < DIM_QK; first += 64) {
+      float sum[M_PART / 8][4] = {};
 #pragma unroll
-      for (int k = first; k < min(DIM, first + 64); k += 16) {
-        u32 a[4], b[4];
-        ldmatrix_x4(a, a_at + (k + (pass == 1 ? BLOCK_N * PITCH : 0)) * 2);
+      for (int pass = 0; pass < 3; pass++) /* with the low parts of Q, with those of K, with none */
 #pragma unroll
-        for (int n = 0; n < M_PART / 8; n += 2) {
-          ldmatrix_x4(b, b_at + (n * 8 * PITCH + k + (pass == 0 ? BLOCK_M * PITCH : 0)) * 2);
+        for (int k = first; k < min(DIM_QK, first + 64); k += 16) {
+          u32 a[4], b[4];
+          ldmatrix_x4(a, at_column<DIM_QK>(a_at, k) + (t * 16 + (pass == 1 ? BLOCK_N : 0)) * DIM_QK * 2);
 #pragma unroll
-          for (int half = 0; half < 2 && n + half < M_PART / 8; half++)
-            mma_m16n8k16(sum[n + half], a, b[2 * half], b[2 * half + 1]);
+          for (int n = 0; n < M_PART / 8; n += 2) {
+            ldmatrix_x4(b, at_column<DIM_QK>(b_at, k) + (n * 8 + (pass == 0 ? BLOCK_M : 0)) * DIM_QK * 2);
+#pragma unroll
+            for (int half = 0; half < 2 && n + half < M_PART / 8; half++)
+              mma_m16n8k16(sum[n + half], a, b[2 * half], b[2 * half + 1]);
+          }
         }
-      }
 #pragma unroll
-    for (int n = 0; n < M_PART / 8; n++)
+      for (int n = 0; n < M_PART / 8; n++)
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        product[n][e] = first ? product[n][e] + sum[n][e] : sum[n][e];
-  }
+        for (int e = 0; e < 4; e++)
+          s[t].weights[n][e] = first ? s[t].weights[n][e] + sum[n][e] : sum[n][e];
+    }
 }
 //% end
 
 /* Weights and d_scores of a step. */
-static __device__ __forceinline__ void compute_scores(struct scores &s, const struct tiles &tiles,
+static __device__ __forceinline__ void compute_scores(struct scores (&s)[KEY_TILES], const struct tiles &tiles,
                                                       const struct fa_params &params, const struct work &w,
                                                       const struct cursor &c)
 {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, stage = c.stage;
   int group = warp / D_SPLITS, first_query = warp % D_SPLITS * M_PART; /* in the block */
-  const half_bits *keys = tiles.keys + group * 16 * PITCH_QK;
-  const half_bits *queries = tiles.queries + stage * QUERY_TILE + first_query * PITCH_QK;
+  const half_bits *keys = tiles.keys + group * WARP_KEYS * DIM_QK;
+  const half_bits *queries = tiles.queries + stage * QUERY_TILE + first_query * DIM_QK;
 //% if sums_like_hopper
-  multiply_like_hopper<DIM_QK, PITCH_QK>(s.weights, keys, queries);
+  multiply_like_hopper(s, keys, queries);
 //% else
-  multiply_rows<DIM_QK, PITCH_QK>(s.weights, keys, queries);
+  multiply_rows<DIM_QK, true>(s, keys, queries);
 //% end
-  multiply_rows<DIM_V, PITCH_V>(s.d_scores, tiles.values + group * 16 * PITCH_V,
-                                tiles.grad_outputs + stage * GRAD_TILE + first_query * PITCH_V);
-  weigh<true, true>(s, tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2, w, params
+  multiply_rows<DIM_V, false>(s, tiles.values + group * WARP_KEYS * DIM_V,
+                              tiles.grad_outputs + stage * GRAD_TILE + first_query * DIM_V);
+  weigh<true, true, KEY_TILES>(s, tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2, w, params
 //% if dtype == "fp32"
         , tiles.query_factors[stage] * w.key_factor, tiles.grad_factors[stage] * w.value_factor
 //% end
@@ -179,5 +186,8 @@ static __device__ __forceinline__ void compute_scores(struct scores &s, const st
   masked = masked || w.first_key + BLOCK_N > c.block * BLOCK_M + 1;
 //% end
   if (masked)
-    mask_scores<true, true>(s, w, w.first_key + group * 16 + lane / 4, c.block * BLOCK_M + first_query + lane % 4 * 2);
+#pragma unroll
+    for (int t = 0; t < KEY_TILES; t++)
+      mask_scores<true, true>(s[t], w, w.first_key + group * WARP_KEYS + t * 16 + lane / 4,
+                              c.block * BLOCK_M + first_query + lane % 4 * 2);
 }

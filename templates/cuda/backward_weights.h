@@ -1,9 +1,15 @@
 /* Weights and their gradients, from the two products of keys and values with a step's queries. */
 
-/* Of a warp: 16 keys and M_PART queries. */
+/* 16 keys and M_PART queries, of a warp. */
 struct scores {
   float weights[M_PART / 8][4], d_scores[M_PART / 8][4];
 };
+
+template <bool WEIGHTS>
+static __device__ __forceinline__ float (&products(struct scores &s))[M_PART / 8][4]
+{
+  return WEIGHTS ? s.weights : s.d_scores;
+}
 
 /* Hide keys that a query does not see, in the tiles of a warp: in weights (WEIGHTS), in d_scores (D_SCORES). */
 template <bool WEIGHTS, bool D_SCORES>
@@ -26,14 +32,14 @@ static __device__ __forceinline__ void mask_scores(struct scores &s, const struc
     }
 }
 
-/* From products to weights (WEIGHTS) and, from these, to d_scores (D_SCORES); `stats` are those of this thread's first
- * two queries.
+/* From products to weights (WEIGHTS) and, from these, to d_scores (D_SCORES), of TILES times 16 keys; `stats` are those of
+ * this thread's first two queries.
 //% if dtype == "fp32"
  * The products are in units of `unit` and `d_unit`.
 //% end
  */
-template <bool WEIGHTS, bool D_SCORES>
-static __device__ __forceinline__ void weigh(struct scores &s, const struct row_stats *stats, const struct work &w,
+template <bool WEIGHTS, bool D_SCORES, int TILES = 1>
+static __device__ __forceinline__ void weigh(struct scores *s, const struct row_stats *stats, const struct work &w,
                                              const struct fa_params &params
 //% if dtype == "fp32"
                                              , float unit, float d_unit
@@ -51,8 +57,8 @@ static __device__ __forceinline__ void weigh(struct scores &s, const struct row_
     for (int e = 0; e < 2; e++) {
       struct row_stats row = stats[n * 8 + e];
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        float &x = s.weights[n][2 * h + e], &dx = s.d_scores[n][2 * h + e];
+      for (int h = 0; h < 2 * TILES; h++) {
+        float &x = s[h / 2].weights[n][h % 2 * 2 + e], &dx = s[h / 2].d_scores[n][h % 2 * 2 + e];
 //% if dtype == "fp32"
         if constexpr (WEIGHTS)
           x = exp2_approx((x * sign - row.max * inverse_unit) * factor) * row.inverse_sum;

@@ -18,8 +18,6 @@ enum {
   HEAD_DIM_V = ${head_dim_v},
   DIM_QK = ${dim_qk}, /* head dims, rounded up to what mma takes */
   DIM_V = ${dim_v},
-  PITCH_QK = ${pitch_qk},
-  PITCH_V = ${pitch_v},
   BLOCK_M = ${block_m},
   BLOCK_N = ${block_n},
   STAGES = ${num_stages}, /* tiles of K, and of V, in shared memory */
@@ -28,9 +26,9 @@ enum {
   M_TILES = BLOCK_M / (WARPS * 16), /* 16 rows each, of a warp */
   N_TILES = BLOCK_N / 8,
   PARTS = ${1 + split},
-  QUERY_TILE = PARTS * BLOCK_M * PITCH_QK, /* elements in shared memory */
-  KEY_TILE = PARTS * BLOCK_N * PITCH_QK,
-  VALUE_TILE = PARTS * BLOCK_N * PITCH_V,
+  QUERY_TILE = PARTS * BLOCK_M * DIM_QK, /* elements in shared memory */
+  KEY_TILE = PARTS * BLOCK_N * DIM_QK,
+  VALUE_TILE = PARTS * BLOCK_N * DIM_V,
   SHARED_BYTES = ${shared_bytes},
 };
 
@@ -96,18 +94,18 @@ forward(const __grid_constant__ struct fa_params params)
    * left, so that counting groups counts tiles. */
 //% if split
   struct split_tiles tiles = find_split_tiles(params, w.batch, w.kv_head);
-#define LOAD_KEYS(block) load_split<BLOCK_N, DIM_QK, PITCH_QK>(keys + (block) % STAGES * KEY_TILE, tiles.keys, block)
-#define LOAD_VALUES(block) load_split<BLOCK_N, DIM_V, PITCH_V>(values + (block) % STAGES * VALUE_TILE, tiles.values, block)
+#define LOAD_KEYS(block) load_split<BLOCK_N, DIM_QK>(keys + (block) % STAGES * KEY_TILE, tiles.keys, block)
+#define LOAD_VALUES(block) load_split<BLOCK_N, DIM_V>(values + (block) % STAGES * VALUE_TILE, tiles.values, block)
 //% else
   bool key_aligned = is_aligned(params.key, ${load_bytes_qk}), value_aligned = is_aligned(params.value, ${load_bytes_v});
   const half_bits *key = (const half_bits *)params.key.data + head_offset(params.key, w.batch, w.kv_head, 0);
   const half_bits *value = (const half_bits *)params.value.data + head_offset(params.value, w.batch, w.kv_head, 0);
 #define LOAD_KEYS(block)                                                                                               \
-  load_tile<BLOCK_N, HEAD_DIM, PITCH_QK, ${load_bytes_qk}>(                                                            \
+  load_tile<BLOCK_N, HEAD_DIM, DIM_QK, ${load_bytes_qk}>(                                                              \
       keys + (block) % STAGES * KEY_TILE, key + (long long)(block) * BLOCK_N * params.key.stride_row, params.key,      \
       w.seqlen_k - (block) * BLOCK_N, key_aligned)
 #define LOAD_VALUES(block)                                                                                             \
-  load_tile<BLOCK_N, HEAD_DIM_V, PITCH_V, ${load_bytes_v}>(                                                            \
+  load_tile<BLOCK_N, HEAD_DIM_V, DIM_V, ${load_bytes_v}>(                                                              \
       values + (block) % STAGES * VALUE_TILE, value + (long long)(block) * BLOCK_N * params.value.stride_row,          \
       params.value, w.seqlen_k - (block) * BLOCK_N, value_aligned)
 //% end
@@ -134,7 +132,7 @@ forward(const __grid_constant__ struct fa_params params)
   begin_rows(rows, params, w.first_query + warp * 16 * M_TILES + lane / 4);
 //% end
   float output[M_TILES][DIM_V / 8][4] = {};
-  int my_queries = warp * 16 * M_TILES * PITCH_QK + lane_a(lane, PITCH_QK);
+  int my_queries = warp * 16 * M_TILES * DIM_QK + lane_a<DIM_QK>(lane);
   for (; block >= 0; block--) {
     float scores[M_TILES][N_TILES][4];
 //% if split
@@ -150,7 +148,7 @@ forward(const __grid_constant__ struct fa_params params)
       negate_queries(queries);
 //% end
     multiply_keys(scores, shared_address(queries + my_queries),
-                  shared_address(keys + block % STAGES * KEY_TILE + lane_b(lane, PITCH_QK)));
+                  shared_address(keys + block % STAGES * KEY_TILE + lane_b<DIM_QK>(lane)));
 //% if split
     rows.key_factor = key_factor;
 //% end
@@ -164,7 +162,7 @@ forward(const __grid_constant__ struct fa_params params)
 //% if split
                     value_factor,
 //% end
-                    shared_address(values + block % STAGES * VALUE_TILE + lane_a(lane, PITCH_V)));
+                    shared_address(values + block % STAGES * VALUE_TILE + lane_a<DIM_V>(lane)));
   }
   finish_rows(rows);
   store_output(params, w.batch, w.head, output, rows);

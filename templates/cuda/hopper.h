@@ -190,13 +190,6 @@ static __device__ __forceinline__ void keep_registers(float (&c)[N])
     asm volatile("" : "+f"(c[i])::"memory");
 }
 
-/* For the compiler: from here on the address may be another. What it reckons from it, such as the descriptors of a long
- * product, it does not keep in registers from one turn of a loop to the next. */
-static __device__ __forceinline__ void forget_address(u32 &address)
-{
-  asm volatile("" : "+r"(address));
-}
-
 /* Of the calling warpgroup, known to the compiler to be the same for all lanes: descriptors are then reckoned once a warp. */
 static __device__ __forceinline__ int warpgroup_index() { return __shfl_sync(0xffffffffu, (int)threadIdx.x / 128, 0); }
 

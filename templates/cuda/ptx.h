@@ -21,6 +21,13 @@ static __device__ __forceinline__ u32 shared_address(const void *pointer)
   return (u32)__cvta_generic_to_shared(pointer);
 }
 
+/* For the compiler: from here on the address may be another. What it reckons from it, such as the descriptors of a long
+ * product, it does not keep in registers from one turn of a loop to the next. */
+static __device__ __forceinline__ void forget_address(u32 &address)
+{
+  asm volatile("" : "+r"(address));
+}
+
 /* Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. Lane l receives of
  * each matrix the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4. */
 static __device__ __forceinline__ void ldmatrix_x4(u32 (&r)[4], u32 address)

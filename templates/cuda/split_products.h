@@ -36,8 +36,8 @@ static __device__ __forceinline__ void load_queries(half_bits *tile, const struc
       u32 high, low;
       split_pair(x[i][0] * scale, x[i][1] * scale, high, low);
       if (DIM_QK % 64 == 0 || col < DIM_QK) {
-        *(u32 *)(tile + row * PITCH_QK + col) = high;
-        *(u32 *)(tile + (BLOCK_M + row) * PITCH_QK + col) = low;
+        *(u32 *)(tile + tile_index<DIM_QK>(row, col)) = high;
+        *(u32 *)(tile + BLOCK_M * DIM_QK + tile_index<DIM_QK>(row, col)) = low;
       }
     }
     if (lane == 0)
@@ -56,14 +56,14 @@ static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_
     u32 a_high[M_TILES][4], a_low[M_TILES][4];
 #pragma unroll
     for (int m = 0; m < M_TILES; m++) {
-      ldmatrix_x4(a_high[m], queries + (m * 16 * PITCH_QK + k) * 2);
-      ldmatrix_x4(a_low[m], queries + ((BLOCK_M + m * 16) * PITCH_QK + k) * 2);
+      ldmatrix_x4(a_high[m], at_column<DIM_QK>(queries, k) + m * 16 * DIM_QK * 2);
+      ldmatrix_x4(a_low[m], at_column<DIM_QK>(queries, k) + (BLOCK_M + m * 16) * DIM_QK * 2);
     }
 #pragma unroll
     for (int n = 0; n < N_TILES; n += 2) {
       u32 b_high[4], b_low[4];
-      ldmatrix_x4(b_high, keys + (n * 8 * PITCH_QK + k) * 2);
-      ldmatrix_x4(b_low, keys + ((BLOCK_N + n * 8) * PITCH_QK + k) * 2);
+      ldmatrix_x4(b_high, at_column<DIM_QK>(keys, k) + n * 8 * DIM_QK * 2);
+      ldmatrix_x4(b_low, at_column<DIM_QK>(keys, k) + (BLOCK_N + n * 8) * DIM_QK * 2);
 #pragma unroll
       for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -112,8 +112,8 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
       for (int i = 0; i < SUM_TILES; i++) {
         int k = first + i;
         u32 b_low[4];
-        ldmatrix_x4_trans(b_high[i], values + (k * 16 * PITCH_V + n * 8) * 2);
-        ldmatrix_x4_trans(b_low, values + ((BLOCK_N + k * 16) * PITCH_V + n * 8) * 2);
+        ldmatrix_x4_trans(b_high[i], at_column<DIM_V>(values, n * 8) + k * 16 * DIM_V * 2);
+        ldmatrix_x4_trans(b_low, at_column<DIM_V>(values, n * 8) + (BLOCK_N + k * 16) * DIM_V * 2);
 #pragma unroll
         for (int m = 0; m < M_TILES; m++)
 #pragma unroll

@@ -1,4 +1,5 @@
-/* Tiles of fp16 parts in global memory: made by a first phase from the caller's fp32, copied by the next. */
+/* Tiles of fp16 parts in global memory, as they lie in shared memory (tile.h): made by a first phase from the caller's
+ * fp32, copied by the next. */
 
 /* `rows` rows of HEAD elements, zeros up to ROWS x DIM, to `tile`: all high parts, then the low ones, with one scale 2^k. Returns 2^-k. */
 template <int NUM_THREADS, int ROWS, int HEAD, int DIM, int MOST>
@@ -34,25 +35,26 @@ static __device__ __forceinline__ float split_tile(half_bits *tile, const float 
     u32 high, low;
     split_pair(x[i][0] * scale, x[i][1] * scale, high, low);
     if (ROWS * DIM / 2 % NUM_THREADS == 0 || pair < ROWS * DIM / 2) {
-      ((u32 *)tile)[pair] = high;
-      ((u32 *)tile)[pair + ROWS * DIM / 2] = low;
+      half_bits *to = tile + tile_index<DIM>(pair / (DIM / 2), pair % (DIM / 2) * 2);
+      *(u32 *)to = high;
+      *(u32 *)(to + ROWS * DIM) = low;
     }
   }
   return power_of_two(-k);
 }
 
 /* Tile `block`, both parts, to shared memory. */
-template <int ROWS, int DIM, int PITCH>
+template <int ROWS, int DIM>
 static __device__ __forceinline__ void load_split(half_bits *tile, const half_bits *tiles, int block)
 {
-  constexpr int CHUNKS = DIM / 8;
+  constexpr int PIECES = 2 * ROWS * DIM / 8;
   const half_bits *from = tiles + (long long)block * (2 * ROWS * DIM);
   u32 shared = shared_address(tile);
 #pragma unroll
-  for (int first = 0; first < 2 * ROWS * CHUNKS; first += THREADS) {
+  for (int first = 0; first < PIECES; first += THREADS) {
     int i = first + threadIdx.x;
-    if (2 * ROWS * CHUNKS % THREADS != 0 && i >= 2 * ROWS * CHUNKS)
+    if (PIECES % THREADS != 0 && i >= PIECES)
       break;
-    copy_async<16>(shared + (i / CHUNKS * PITCH + i % CHUNKS * 8) * 2, from + i * 8, true);
+    copy_async<16>(shared + i * 16, from + i * 8, true);
   }
 }

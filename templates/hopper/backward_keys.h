@@ -48,7 +48,7 @@ static __device__ __forceinline__ void finish_scores(struct scores &scores, u32 
   begin_grad_value(grad_value, left, scores, step, shared);
   wgmma_wait<1>();
   keep_registers(flat(scores.d_scores));
-  weigh<false, true>(scores, find_stats(step, memory), w, params);
+  weigh<false, true>(&scores, find_stats(step, memory), w, params);
   mask_step<false, true>(scores, step, w);
   __syncwarp(); /* all lanes have read the statistics: one of them says so when it gives Q back */
 }
@@ -77,7 +77,7 @@ static __device__ __forceinline__ void consume_steps(float (&grad_key)[DIM_K / 8
   begin_scores(scores, step, warpgroup, shared);
   wgmma_wait<0>();
   keep_registers(flat(scores.weights));
-  weigh<true, false>(scores, find_stats(step, memory), w, params);
+  weigh<true, false>(&scores, find_stats(step, memory), w, params);
   mask_step<true, false>(scores, step, w);
   while (step.number + 1 < w.num_steps) {
     struct step next = step;
@@ -88,7 +88,7 @@ static __device__ __forceinline__ void consume_steps(float (&grad_key)[DIM_K / 8
     begin_grad_key(grad_key, grad_value, left, scores, step, shared);
     wgmma_wait<1>();
     keep_registers(flat(scores.weights));
-    weigh<true, false>(scores, find_stats(next, memory), w, params);
+    weigh<true, false>(&scores, find_stats(next, memory), w, params);
     mask_step<true, false>(scores, next, w);
     step = next;
   }

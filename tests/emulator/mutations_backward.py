@@ -11,6 +11,7 @@ from emulator.mutation import Mutation
 SMALL_BLOCKS = "block_m=32,block_n=32,num_warps=4,num_stages=2"  # two warps share keys
 TALL_BLOCKS = "block_m=32,block_n=64,num_warps=4,num_stages=2"  # each has its own
 LONG_BLOCKS = "block_m=64,block_n=32,num_warps=4,num_stages=1"  # more queries than keys
+BROAD_BLOCKS = "block_m=32,block_n=64,num_warps=4,num_stages=1,warp_keys=32"  # two warps share 32 keys
 
 CAUSAL = call("backward", "fp16", 40, seqlen_q=100, heads_q=1, causal=True, config=SMALL_BLOCKS)
 TALL = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=141, heads_q=1, config=TALL_BLOCKS)
@@ -31,6 +32,11 @@ FP32 = call("backward", "fp32", 40, seqlen_q=70, seqlen_k=66, heads_q=2, heads_k
 INFINITE = call(
     "backward", "fp16", 40, causal=True, batch=7, seqlen_q=40, seqlen_k=60, data="infinite", config=SMALL_BLOCKS
 )
+MANY_KEYS = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=141, heads_q=1, config=BROAD_BLOCKS)
+MANY_KEYS_CAUSAL = replace(MANY_KEYS, case=replace(MANY_KEYS.case, causal=True))
+MANY_KEYS_32 = replace(MANY_KEYS, case=replace(MANY_KEYS.case, dtype="fp32"))
+# Columns of dQ, 48 a warp.
+THREE_UNITS = call("backward", "fp16", 96, seqlen_q=40, heads_q=1, config="block_m=32,block_n=32,num_warps=2")
 INFINITE_32 = replace(INFINITE, case=replace(INFINITE.case, dtype="fp32"))
 TURNS = Repeated(ORDERED.case, (0, 1, 2))
 ONE_BY_ONE = Call(ORDERED.case, (2,))  # one block at a time
@@ -130,10 +136,25 @@ MUTATIONS = [
               "s.d_scores[n][e] = 0;", "s.d_scores[n][e] *= 0;"),
     # --- gradients
     _mutation("d_scores not transposed for dQ", CAUSAL,
-              "load_fragment_trans(a[m], a_at", "load_fragment(a[m], a_at"),
+              "load_fragment_trans(a[m], at_column", "load_fragment(a[m], at_column"),
     _mutation("dV from d_scores", TALL,
-              "add_gradient<UNITS_V, DIM_V, PITCH_V>(gradient, s.weights,",
-              "add_gradient<UNITS_V, DIM_V, PITCH_V>(gradient, s.d_scores,"),
+              "add_gradient<UNITS_V, DIM_V, true>", "add_gradient<UNITS_V, DIM_V, false>"),
+    _mutation("32 keys a warp: the second 16 multiplied as the first", MANY_KEYS,
+              "load_fragment(a[t], at_column<DIM>(a_at, k) + t * 16 * DIM * 2,",
+              "load_fragment(a[t], at_column<DIM>(a_at, k),"),
+    _mutation("32 keys a warp: d_scores of the second 16 in the place of the first", MANY_KEYS,
+              "tile_index<BLOCK_M>(row + 16 * t + 8 * h,", "tile_index<BLOCK_M>(row + 8 * h,"),
+    _mutation("32 keys a warp: the second 16 masked as the first", MANY_KEYS_CAUSAL,
+              "w.first_key + group * WARP_KEYS + t * 16 + lane / 4", "w.first_key + group * WARP_KEYS + lane / 4"),
+    _mutation("32 keys a warp: gradients of the second 16 stored over the first", MANY_KEYS,
+              "* WARP_KEYS + t * 16;", "* WARP_KEYS;"),
+    _mutation("32 keys a warp: dK of the second 16 from the d_scores of the first", MANY_KEYS,
+              "at_column<BLOCK_M>(a_at, k * 16) + t * 16 * BLOCK_M * 2", "at_column<BLOCK_M>(a_at, k * 16)"),
+    _mutation("dQ's columns as if a warp's first unit shared no bits with others", THREE_UNITS,
+              "(DQ_UNITS & (DQ_UNITS - 1)) == 0", "true"),
+    _mutation("pieces of d_scores' rows do not change places", CAUSAL,
+              "tile_index<BLOCK_M>(row + 16 * t + 8 * h, first + n * 8)",
+              "(row + 16 * t + 8 * h) * BLOCK_M + first + n * 8"),
     _mutation("dV from the weights of the other warp's place", CAUSAL,
               "warp % D_SPLITS * M_PART + lane % 4 * 2;", "lane % 4 * 2;", within="share_scores"),
     _mutation("dK from the next stage", CAUSAL,
@@ -144,7 +165,7 @@ MUTATIONS = [
     _mutation("dQ: an element of a tile", CAUSAL,
               "+ lane) * 4;", "+ lane % 16) * 4;", within="dq_offset"),
     _mutation("scale of dK forgotten", CAUSAL,
-              "grad_key, (float)params.softmax_scale);", "grad_key, 1.0f);"),
+              "grad_key[t], (float)params.softmax_scale);", "grad_key[t], 1.0f);"),
     _mutation("scale of dQ forgotten", CAUSAL,
               "gradient, (float)params.softmax_scale);", "gradient, 1.0f);", within="end_queries"),
     _mutation("rows of dQ exchanged", CAUSAL,
@@ -186,13 +207,14 @@ MUTATIONS = [
     _mutation("fp32: unit of the weights not undone", FP32,
               "tiles.grad_factors[stage] * WEIGHT_UNIT", "tiles.grad_factors[stage]"),
     _mutation("fp32: factor of d_scores of another group", FP32,
-              "tiles.d_score_factors[k] * w.key_factor", "tiles.d_score_factors[0] * w.key_factor"),
+              "tiles.d_score_factors[k / KEY_TILES] * w.key_factor", "tiles.d_score_factors[0] * w.key_factor"),
+    _mutation("fp32: factor of d_scores of every 16 keys, where it is of 32", MANY_KEYS_32,
+              "tiles.d_score_factors[k / KEY_TILES]", "tiles.d_score_factors[k]"),
     _mutation("fp32: low d_scores in the high ones' place", FP32,
-              "tiles.d_scores + at + (BLOCK_N + 8 * h) * PITCH_M + n * 8) = low;",
-              "tiles.d_scores + at + 8 * h * PITCH_M + n * 8) = low;"),
+              "tiles.d_scores + at + SCORE_TILE / 2) = low;", "tiles.d_scores + at) = low;"),
     _mutation("fp32: an infinite d_score decides the scale of its tile", INFINITE_32,
-              "magnitude = finite_magnitude(s.d_scores[n][e]);",
-              "magnitude = __float_as_uint(s.d_scores[n][e]) & 0x7fffffffu;"),
+              "magnitude = finite_magnitude(s[i / (M_PART / 2)].d_scores[i / 4 % (M_PART / 8)][i % 4]);",
+              "magnitude = __float_as_uint(s[i / (M_PART / 2)].d_scores[i / 4 % (M_PART / 8)][i % 4]) & 0x7fffffffu;"),
     _mutation("fp32: factors of Q and dO exchanged", FP32,
               "tiles.grad_factors[stage] * w.value_factor", "tiles.query_factors[stage] * w.value_factor"),
 ]  # fmt: skip

@@ -20,6 +20,8 @@ MANY_BLOCKS = call(head_dim=40, seqlen_q=64, seqlen_k=600, heads_q=1, config="bl
 HUGE_SCORES = call(head_dim=40, seqlen_q=70, heads_q=1, data="integers", scale=1e12, config=SMALL_BLOCKS)
 NEGATIVE = call(head_dim=40, seqlen_q=70, heads_q=1, causal=True, data="large", scale=-0.1, config=SMALL_BLOCKS)
 GROUPED = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
+# A row of 16 pieces: with 64 threads, their copies are 4 rows apart.
+MANY_STEPS = call(head_dim=128, seqlen_q=32, seqlen_k=40, heads_q=1, config="block_m=32,block_n=32,num_warps=2")
 ODD_DIM = call(head_dim=33, seqlen_q=70, seqlen_k=66, heads_q=1, config=SMALL_BLOCKS)
 TWO_DIMS = call(head_dim=40, head_dim_v=24, seqlen_q=70, seqlen_k=66, heads_q=1, config=SMALL_BLOCKS)
 HUGE = call(head_dim=40, batch=2, seqlen_q=37, seqlen_k=66, layout="huge", config=SMALL_BLOCKS)
@@ -70,10 +72,18 @@ MUTATIONS = [
               "clear_shared(shared, SHARED_BYTES);", ";"),
     _mutation("odd head dim: tails cleared while others load", ODD_DIM,
               "__syncthreads();", ";", within="forward", times=3, only=1),
-    _mutation("pitch of K's tile is that of V's", TWO_DIMS,
-              "keys + (n * 8 * PITCH_QK + k) * 2", "keys + (n * 8 * PITCH_V + k) * 2"),
-    _mutation("pitch without its padding", FULL,
-              "keys + (n * 8 * PITCH_QK + k) * 2", "keys + (n * 8 * DIM_QK + k) * 2"),
+    _mutation("rows of K's tile as long as those of V's", TWO_DIMS,
+              "at_column<DIM_QK>(keys, k) + n * 8 * DIM_QK * 2", "at_column<DIM_QK>(keys, k) + n * 8 * DIM_V * 2"),
+    _mutation("pieces of K's rows have not changed places for ldmatrix", MANY_STEPS,
+              "at_column<DIM_QK>(keys, k) + n", "keys + k * 2 + n"),
+    _mutation("pieces of copied rows do not change places", FULL,
+              "tile_index<DIM>(row, part * WIDTH)", "row * DIM + part * WIDTH"),
+    _mutation("all rows of a thread's copies have the first one's turn", MANY_STEPS,
+              "(shared ^ turn<DIM>(first) * 16) + first", "shared + first"),
+    _mutation("element by element, pieces do not change places", ODD_LAYOUT,
+              "tile[tile_index<DIM>(row, col)]", "tile[row * DIM + col]"),
+    _mutation("rows change places in groups larger than a row has", FULL,
+              "return DIM % 64 == 0 ? 8 : DIM % 32 == 0 ? 4 : 2;", "return 8;"),
     _mutation("V's tile overlaps K's ring", CAUSAL,
               "*values = keys + STAGES * KEY_TILE", "*values = keys + (STAGES - 1) * KEY_TILE"),
     _mutation("a stage too few in K's ring", FULL,
@@ -113,7 +123,7 @@ MUTATIONS = [
               "__syncthreads();", ";", within="negate_queries"),
     # --- products
     _mutation("V not transposed", FULL,
-              "ldmatrix_x4_trans(b, values", "ldmatrix_x4(b, values"),
+              "ldmatrix_x4_trans(b, at_column", "ldmatrix_x4(b, at_column"),
     _mutation("a fragment of K used twice", FULL,
               "mma_m16n8k16(scores[m][n + 1], a[m], b[2], b[3]);", "mma_m16n8k16(scores[m][n + 1], a[m], b[0], b[1]);"),
     _mutation("scores not cleared", FULL,
@@ -123,7 +133,7 @@ MUTATIONS = [
     _mutation("lanes point at other rows", FULL,
               "(lane >> 4) * 8 + (lane & 7)", "(lane >> 3 & 1) * 8 + (lane & 7)"),
     _mutation("second tile of rows is the first", WIDE,
-              "queries + (m * 16 * PITCH_QK + k) * 2", "queries + k * 2"),
+              "at_column<DIM_QK>(queries, k) + m * 16 * DIM_QK * 2", "at_column<DIM_QK>(queries, k)"),
     # --- masks
     _mutation("a key too many at the end", FULL,
               "int last_key = seqlen_k - 1;", "int last_key = seqlen_k;"),
@@ -204,7 +214,11 @@ MUTATIONS = [
     _mutation("fp32: low part of V dropped", FULL_32,
               "mma_m16n8k16(sum[m][half], a_high[m][k], b_low[2 * half], b_low[2 * half + 1]);", ";"),
     _mutation("fp32: low parts from the high ones' place", FULL_32,
-              "values + ((BLOCK_N + k * 16) * PITCH_V + n * 8) * 2", "values + (k * 16 * PITCH_V + n * 8) * 2"),
+              "(BLOCK_N + k * 16) * DIM_V * 2", "k * 16 * DIM_V * 2"),
+    _mutation("fp32: pieces of Q's rows do not change places", FULL_32,
+              "tile + tile_index<DIM_QK>(row, col)) = high", "tile + row * DIM_QK + col) = high"),
+    _mutation("fp32: pieces of K's and V's rows do not change places", FULL_32,
+              "tile_index<DIM>(pair / (DIM / 2), pair % (DIM / 2) * 2)", "2 * pair"),
     _mutation("fp32: scale too large for fp16", FULL_32,
               "int k = 14 + 127 -", "int k = 16 + 127 -"),
     _mutation("fp32: an infinity without the NaN beside it", INFINITE_32,

@@ -1,12 +1,12 @@
 """Small calls of the best guess of many problems, to be run under compute-sanitizer:
 
     compute-sanitizer --tool memcheck python tests/gpu/sanitize.py
-    compute-sanitizer --tool racecheck python tests/gpu/sanitize.py --few     (it is slow)
+    compute-sanitizer --tool racecheck python tests/gpu/sanitize.py --few     (slow; racecheck.py reads the report)
 
 Borders of blocks, more blocks than stages, odd head dims, head dims of V's own, tensors that kernels copy in pieces or
 by TMA and such that they read element by element, forward and backward. On Hopper these are kernels of all families:
 it prints how many calls ran which, and fails unless those that were meant to run were compiled. With
-FLASH_ATTENTION_CUDA_ARCH=sm_90 all are portable.
+FLASH_ATTENTION_CUDA_ARCH=sm_90 all are portable. --cache=FOLDER: an empty one that is kept.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import Any
 if __name__ == "__main__":  # before the library reads them
     os.environ["FLASH_ATTENTION_AUTOTUNE"] = "0"
     # An empty cache: what is in it afterwards was compiled for these calls.
-    folder = tempfile.TemporaryDirectory(prefix="sanitize-")
-    os.environ["FLASH_ATTENTION_CACHE_DIR"] = folder.name
+    given = [argument.removeprefix("--cache=") for argument in sys.argv if argument.startswith("--cache=")]
+    folder = None if given else tempfile.TemporaryDirectory(prefix="sanitize-")
+    os.environ["FLASH_ATTENTION_CACHE_DIR"] = folder.name if folder else given[0]
 
 import torch
 
