@@ -12,9 +12,10 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from emulator import wrappers
+from emulator import variables, wrappers
 
 NATIVE = Path(__file__).parent / "native"
 CXX = os.environ.get("CXX", "g++")
@@ -41,7 +42,14 @@ KERNEL_FLAGS = [
     *("-std=c++17", "-O1", "-gdwarf-4", "-fno-var-tracking", "-fPIC", "-fno-plt", "-fno-strict-aliasing", *FMA),
     *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
-    *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-psabi"),
+    *(
+        "-fno-section-anchors",
+        "-fno-thread-jumps",
+        "-Wno-unused-function",
+        "-Wno-unused-variable",
+        "-Wno-unused-but-set-variable",
+        "-Wno-psabi",
+    ),
 ]
 TRAPS = "-fsanitize-undefined-trap-on-error"
 # Vectors for the sums of tensor_core.cpp, which would else take a third of the time that a sweep runs.
@@ -129,8 +137,13 @@ def _remove_old(directory: Path) -> None:
                 path.unlink()
 
 
-def _compile(name: str, parts: list[bytes], commands: list[list[str]], files: dict[str, bytes]) -> Path:
-    digest = hashlib.sha256(b"\0".join(parts + [" ".join(c).encode() for c in commands])).hexdigest()[:24]
+# A command, or what is done to the files in the directory.
+Step = list[str] | Callable[[Path], None]
+
+
+def _compile(name: str, parts: list[bytes], steps: list[Step], files: dict[str, bytes]) -> Path:
+    commands = [" ".join(step).encode() for step in steps if isinstance(step, list)]
+    digest = hashlib.sha256(b"\0".join(parts + commands)).hexdigest()[:24]
     result = _cache() / f"{name}_{digest}.so"
     with contextlib.suppress(FileNotFoundError):
         os.utime(result)
@@ -139,18 +152,21 @@ def _compile(name: str, parts: list[bytes], commands: list[list[str]], files: di
     with open(result.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be about to have it
         if not result.exists():
-            _run_compiler(result, commands, files)
+            _run_steps(result, steps, files)
     return result
 
 
-def _run_compiler(result: Path, commands: list[list[str]], files: dict[str, bytes]) -> None:
+def _run_steps(result: Path, steps: list[Step], files: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory(dir=result.parent) as directory:
         for file, content in files.items():
             (Path(directory) / file).write_bytes(content)
-        for command in commands:
-            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+        for step in steps:
+            if not isinstance(step, list):
+                step(Path(directory))
+                continue
+            done = subprocess.run(step, cwd=directory, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[:8000]}")
+                raise RuntimeError(f"{' '.join(step)} failed:\n{done.stderr[:8000]}")
         for file in files:
             os.replace(Path(directory) / file, result.with_suffix("." + file.rsplit(".", 1)[-1]))
         os.replace(Path(directory) / "out.so", result)
@@ -171,10 +187,10 @@ def runtime() -> Path:
 def kernel(source: str, described: bool = False) -> Path:
     """A kernel; its symbols of the emulator are found when it is loaded. `described`: it says what is undefined."""
     text = translate(source).encode()
-    commands = [
-        [CXX, *KERNEL_FLAGS, *([] if described else [TRAPS]), "-c", "kernel.cpp", "-o", "kernel.o"],
-        [CXX, "-shared", "kernel.o", "-o", "out.so"],
+    steps: list[Step] = [
+        [CXX, *KERNEL_FLAGS, *([] if described else [TRAPS]), "-S", "kernel.cpp", "-o", "kernel.s"],
+        variables.part_file,
+        [CXX, "-shared", "kernel.s", "-o", "out.so"],
     ]
-    return _compile(
-        "kernel", [text, *(path.read_bytes() for path in sorted(NATIVE.glob("*.h")))], commands, {"kernel.cpp": text}
-    )
+    parts = [*sorted(NATIVE.glob("*.h")), Path(variables.__file__)]
+    return _compile("kernel", [text, *(path.read_bytes() for path in parts)], steps, {"kernel.cpp": text})

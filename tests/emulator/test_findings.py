@@ -144,6 +144,24 @@ def test_what_is_undefined_is_said_of_the_same_launch() -> None:
     assert "small.cu:4 (kernel): reads out_y + 0, which nobody has written" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["int", "unsigned", "long long", "unsigned long long"])
+@pytest.mark.parametrize("operator", ["/", "%"])
+def test_division_of_integers(operator: str, kind: str) -> None:
+    """On a GPU it is no trap, and on the CPU it does not end Python."""
+    text = f"""
+extern "C" __global__ void kernel(const int *in_x, int *out_y) {{
+  {kind} least = ({kind})in_x[0] * ({kind})(sizeof(least) == 8 ? 1ll << 32 : 1);
+  {kind} by = threadIdx.x == 40 ? in_x[1] : 3;
+  out_y[threadIdx.x] = least {operator} by;
+}}"""
+    where = r"^small\.cu:4 \(kernel\): divides integers by zero, or .* undefined\n    by block \(0, 0, 0\) thread 40 "
+    run(text, np.array([-(2**31), 1], np.int32), np.zeros(64, np.int32), block=64)
+    for by in [0] if "unsigned" in kind else [0, -1]:
+        with pytest.raises(EmulatorError) as error:
+            run(text, np.array([-(2**31), by], np.int32), np.zeros(64, np.int32), block=64)
+        assert re.search(where, str(error.value), re.MULTILINE), error.value
+
+
 def test_place_of_a_finding() -> None:
     """The line, who came to it through which calls, and the other side of a race."""
     with pytest.raises(EmulatorError) as error:

@@ -26,9 +26,11 @@ static void release_barrier(Block &block, Barrier &barrier) {
   passed();
 }
 
-static std::string barrier_state(const Barrier &barrier, int id) {
+static std::string barrier_state(const Thread &thread) {
+  const Barrier &barrier = *thread.at_barrier;
   char text[80];
-  snprintf(text, sizeof text, " %d, where %u of %u threads are", id, barrier.arrived, barrier.wanted);
+  snprintf(text, sizeof text, " (barrier %d, where %u of %u threads are)",
+           (int)(&barrier - thread.warp->block->barrier), barrier.arrived, barrier.wanted);
   return text;
 }
 
@@ -40,6 +42,7 @@ static Barrier &arrive_at_barrier(int id, u32 wanted, bool waits, uintptr_t pc) 
     fatal(pc, "barrier %d: this thread expects %u threads, an earlier one %u", id, wanted, barrier.wanted);
   barrier.wanted = wanted;
   barrier.arrived++;
+  thread.at_barrier = &barrier;
   if (waits)
     barrier.warps |= 1u << thread.warp->index;
   else
@@ -57,7 +60,7 @@ extern "C" int emu_barrier(int vote) {
     release_barrier(block, barrier);
   } else {
     barrier.waiting.push_back(&thread);
-    wait_here("__syncthreads", EMU_PC);
+    wait_here("__syncthreads", EMU_PC, barrier_state);
   }
   return barrier.result_votes;
 }
@@ -81,7 +84,7 @@ extern "C" void emu_named_barrier(int id, int threads, int waits) {
     release_barrier(block, barrier);
   } else if (waits) {
     barrier.waiting.push_back(&thread);
-    wait_here("named barrier", EMU_PC, barrier_state(barrier, id));
+    wait_here("a named barrier", EMU_PC, barrier_state);
   }
 }
 

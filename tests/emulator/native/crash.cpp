@@ -10,11 +10,11 @@
 
 namespace emu {
 
-enum { SIGNALS = 5, LONG_SECONDS = 20 };
+enum { SIGNALS = 6, LONG_SECONDS = 10 };
 static struct sigaction before[SIGNALS];
-static const int signals[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGVTALRM};
-static u64 last_turn;
-static int seconds;
+static const int signals[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGVTALRM};
+static u64 last_turn, last_pass;
+static int seconds;    /* of processor time since a barrier let somebody pass */
 static pthread_t ours; /* the thread that runs the grid */
 
 /* The handler returns into this instead of to where the crash was, on the thread's stack or what is left of it. */
@@ -24,8 +24,10 @@ static const void *crash_address;
 alignas(64) static unsigned char spare_stack[65536];
 
 static void crashed() {
-  if (seconds >= LONG_SECONDS)
+  if (crash_signal == SIGVTALRM)
     fatal(crash_pc + 1, "runs for %d seconds and waits for nobody: an endless loop", LONG_SECONDS);
+  if (crash_signal == SIGFPE)
+    fatal(crash_pc + 1, "%s", UNDEFINED_DIVISION);
   machine.trapped = crash_signal == SIGILL || crash_signal == SIGTRAP; /* x86-64, aarch64 */
   fatal(crash_pc + 1, "crashes at the address %p: a wild pointer, a trap, or more local variables than a stack holds",
         crash_address);
@@ -33,10 +35,13 @@ static void crashed() {
 
 static void handle(int signal, siginfo_t *info, void *context) {
   if (signal == SIGVTALRM) {
-    seconds = machine.turns == last_turn ? seconds + 1 : 0;
+    bool lets_others_run = machine.turns != last_turn;
+    seconds = machine.passes == last_pass ? seconds + 1 : 0;
     last_turn = machine.turns;
-    if (seconds < LONG_SECONDS || !machine.now || !pthread_equal(ours, pthread_self()))
-      return;
+    last_pass = machine.passes;
+    machine.overdue = seconds >= LONG_SECONDS;
+    if (!machine.overdue || lets_others_run || !machine.now || !pthread_equal(ours, pthread_self()))
+      return; /* the scheduler says who is where */
   } else if (!machine.now) {
     for (int i = 0; i < SIGNALS; i++)
       if (signals[i] == signal)

@@ -249,8 +249,8 @@ void flags_launch() { released.clear(); }
 
 extern "C" int emu_load_acquire(const int *flag) {
   touch(flag, 4, ATOMIC, EMU_PC);
-  machine.spins++;
-  yield();
+  look_at(flag, EMU_PC);
+  yield(EMU_PC);
   auto found = released.find(flag);
   if (found != released.end())
     acquire(*machine.now, found->second);
@@ -260,22 +260,26 @@ extern "C" int emu_load_acquire(const int *flag) {
 extern "C" void emu_store_release(int *flag, int value) {
   touch(flag, 4, ATOMIC, EMU_PC);
   released[flag].join(release_lane(*machine.now));
+  if (*flag != value)
+    happened();
   *flag = value;
-  passed();
 }
 
 extern "C" void emu_touch_atomic(const void *address, int bytes) {
   if ((uintptr_t)address % (u32)bytes)
     fatal(EMU_PC, "an atomic at an address that is not aligned to %d bytes", bytes);
   touch(address, (size_t)bytes, ATOMIC, EMU_PC);
-  machine.spins++; /* a loop of atomics may wait for another thread */
+  look_at(address, EMU_PC); /* a loop of atomics may wait for another thread */
   if (random_below(4) == 0)
-    yield();
+    yield(EMU_PC);
 }
 
+/* An atomic has changed memory. */
+extern "C" void emu_atomic_changed() { happened(); }
+
 extern "C" void emu_yield() {
-  machine.spins++;
-  yield();
+  look_on(EMU_PC);
+  yield(EMU_PC);
 }
 extern "C" u32 emu_shared_window(const void *pointer) { return shared_window(pointer, EMU_PC); }
 extern "C" void *emu_dynamic_shared() { return machine.now->warp->block->shared; }

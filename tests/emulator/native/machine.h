@@ -2,10 +2,12 @@
  * The emulated GPU: a grid of blocks of warps of threads, each thread a fiber. Every plain access of a kernel comes
  * here too, because kernels are compiled with the calls that -fsanitize=thread inserts.
  *
- *     scheduler.cpp      runs blocks, lets lanes of a warp meet, finds deadlocks
+ *     scheduler.cpp      runs blocks, lets lanes of a warp meet
+ *     deadlock.cpp       what a thread waits for or polls, and whether anybody can go on
  *     barrier.cpp        lets threads of a block meet
  *     clock.cpp          what is known to have happened
  *     memory.cpp         what an address is: bounds
+ *     variables.cpp      static shared variables
  *     shadow.cpp         who touched each byte last: initialisation, races by happens-before
  *     registers.cpp      registers: those that products use, and those that warpgroups hand on
  *     instructions.cpp   ldmatrix, stmatrix, mma, shuffles, atomics
@@ -35,19 +37,30 @@ namespace emu {
 
 enum { MAX_PENDING = 32, WARPGROUP = 4 /* warps */ };
 
+struct Barrier;
+struct Block;
+struct Cluster;
+struct Mbarrier;
+struct Thread;
+struct Warp;
+
 struct Dim {
   unsigned x, y, z;
+};
+
+/* What a thread that polls looked at last. */
+struct Look {
+  uintptr_t pc;
+  const void *address;     /* or nullptr */
+  const Mbarrier *barrier; /* or nullptr */
+  u32 parity, count;
+  u64 events; /* of the machine, in which `count` was counted */
 };
 
 /* What threadIdx and its like read; the kernel side (cuda.h) has the same struct. */
 struct Ids {
   Dim thread, block, block_dim, grid_dim;
 };
-
-struct Block;
-struct Cluster;
-struct Mbarrier;
-struct Warp;
 
 /* A cp.async that has been issued and not waited for. */
 struct Copy {
@@ -63,13 +76,16 @@ struct Thread {
   Ids ids;
   void *sp;
   Warp *warp;
-  unsigned lane, index;  /* index in the block */
-  const char *waits_for; /* nullptr: can run */
-  uintptr_t wait_pc;
-  std::string wait_detail;
+  unsigned lane, index;                               /* index in the block */
+  const char *waits_for;                              /* nullptr: can run */
+  uintptr_t wait_pc;                                  /* where it waits, or let others run last */
+  std::string (*describe_wait)(const Thread &thread); /* or nullptr */
+  Look look;
   bool done, timed_out, at_cluster_barrier;
   const Mbarrier *awaits; /* or nullptr */
   u32 awaits_parity;
+  const Barrier *at_barrier; /* the last one */
+  u32 wants_registers;
   std::vector<Copy> copies;
   u64 group;                     /* the open group of copies */
   u64 bulk_group;                /* the open group of bulk stores */
@@ -118,6 +134,8 @@ struct Warp {
   std::deque<Product> products;
   u64 product_group; /* the open group of products */
   u64 products_begun;
+  u32 looks; /* of its threads, in looks_events */
+  u64 looks_events;
   u32 registers;                    /* of a thread */
   std::vector<u32> register_counts; /* that setmaxnreg asked for */
 };
@@ -206,35 +224,48 @@ struct Machine {
   Block *loaded; /* whose static shared variables are in place */
   void *scheduler_sp;
   bool failed, yielded;
-  bool trapped;      /* a thread came to an instruction that stands for undefined behaviour, or to a __trap() */
-  u64 spins;         /* reads of flags, and atomics, since something else happened */
-  u64 turns;         /* of threads, so far */
-  u32 timeouts;      /* of waits with a time limit, since a barrier let someone pass */
-  u64 products_open; /* that have not read their operands */
+  bool trapped;       /* a thread came to an instruction that stands for undefined behaviour, or to a __trap() */
+  u64 looks;          /* of threads that poll, since something happened that they might have seen */
+  u64 next_check;     /* after so many looks: is it a deadlock? */
+  u64 events, passes; /* happened() and passed(), so far */
+  bool overdue;       /* nobody has passed a barrier for long */
+  u64 turns;          /* of threads, so far */
+  u32 timeouts;       /* of waits with a time limit, since a barrier let someone pass */
+  u64 products_open;  /* that have not read their operands */
   bool watches_registers;
   u32 elected; /* the lane that elect.sync chooses */
   unsigned char *static_begin, *static_end;
 };
 
 extern Machine machine;
+extern "C" Ids emu_ids_now;
 
 u32 random_below(u32 n);
 
 /* scheduler.cpp */
-void wait_here(const char *what, uintptr_t pc, const std::string &detail = ""); /* until wake() */
+void wait_here(const char *what, uintptr_t pc,
+               std::string (*describe)(const Thread &thread) = nullptr); /* until wake() */
 void wake(Thread &thread);
-void yield();
+void yield(uintptr_t pc);
 void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_t pc,
           void (*perform)(Warp &warp, u32 mask, void **arguments));
-void progress();                  /* something happened that a spinning thread may wait for */
-void passed();                    /* a barrier let someone pass */
 bool has_ended(const Warp &warp); /* all its threads have */
 bool run_grid();
+
+/* deadlock.cpp */
+void happened(); /* something that a thread that polls may wait for */
+void passed();   /* a barrier let someone pass */
+void look_at(const void *address, uintptr_t pc);
+void look_at_barrier(const Mbarrier &barrier, u32 parity, uintptr_t pc);
+void look_on(uintptr_t pc); /* at what it looked at before */
+bool all_spin();
+void deadlock(const char *how); /* ends the launch and says who waits where */
 
 /* memory.cpp */
 enum Access { READ, WRITE, ATOMIC, COLLECTIVE_READ, COPY_SOURCE, PRODUCT_READ, BULK_READ, BULK_WRITE, BULK_ADD };
 void touch(const void *address, size_t bytes, Access access, uintptr_t pc);
 bool is_shared(const void *address);
+std::string place_of(const void *address); /* for people */
 void block_memory_begin(Block &block);
 void block_memory_end(Block &block);
 void mark_in_flight(unsigned char *to, u32 bytes, uintptr_t pc); /* after touch(WRITE) */
@@ -243,14 +274,13 @@ void memory_launch(); /* a new launch: what earlier launches wrote is there for 
 unsigned char *shared_pointer(u32 address, u32 bytes, const char *what, uintptr_t pc);
 u32 shared_window(const void *pointer, uintptr_t pc);
 void *stack_of(int slot, unsigned thread, size_t *bytes);
-void setup_static(unsigned char *begin, unsigned char *end);
 
 /* A place in the shared memory of a block: window addresses there, offsets for people. */
 struct SharedPlace {
   Block *block;
   size_t offset; /* in the dynamic or the static part */
   bool is_static;
-  std::string part() const; /* "shared memory", or of which block */
+  std::string text() const; /* for people */
 };
 SharedPlace shared_place(Block &block, u32 address, u32 bytes, const char *what, uintptr_t pc);
 unsigned char *shared_data(const SharedPlace &place); /* good until another block runs */
@@ -261,6 +291,13 @@ enum ReadState { UNDER_WAY, DONE };
 void mark_read(const SharedPlace &place, size_t bytes, ReadState state, bool collective, uintptr_t pc);
 void mark_open_reads(const Warp &warp); /* after DONE: what this warp still reads, be it the same */
 void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc);
+
+/* variables.cpp */
+void setup_static(void *const range[4]); /* where they lie, and their table */
+bool is_static(const void *address);
+size_t static_bytes();
+void check_static(size_t offset, size_t bytes, const char *does, uintptr_t pc); /* bounds */
+std::string static_name(size_t offset);
 
 /* registers.cpp */
 void registers_launch(unsigned char *stacks, size_t bytes);
@@ -276,7 +313,7 @@ void copies_at_exit(Thread &thread);
 /* mbarrier.cpp */
 Mbarrier &find_barrier(Block &block, u32 address, const char *what, uintptr_t pc);
 void barrier_bytes(Block &block, u32 address, long bytes, uintptr_t pc);
-std::string describe_wait(const Thread &thread);
+std::string mbarrier_state(const Mbarrier &barrier, u32 awaited_parity);
 u32 barrier_agent(const Block &block, const Mbarrier &barrier);
 
 /* bulk.cpp */
@@ -308,6 +345,7 @@ void finding(uintptr_t pc, const char *format, ...) __attribute__((format(printf
 [[noreturn]] void fatal(uintptr_t pc, const char *format, ...) __attribute__((format(printf, 2, 3)));
 std::string at(uintptr_t pc); /* "@{module offset}", which the Python side turns into a line of source */
 std::string who(const Thread &thread);
+#define UNDEFINED_DIVISION "divides integers by zero, or the least by -1: no trap on a GPU, but the result is undefined"
 
 #define EMU_PC ((uintptr_t)__builtin_return_address(0))
 

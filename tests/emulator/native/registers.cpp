@@ -119,6 +119,14 @@ static void hand_on(Warp &warp, u32, void **arguments) {
   passed();
 }
 
+static std::string missing_registers(const Thread &thread) {
+  const Warp &warp = *thread.warp;
+  char text[120];
+  snprintf(text, sizeof text, ": %u each, %ld more, and %ld are free for one warp", thread.wants_registers,
+           (long)thread.wants_registers - (long)warp.registers, warp.block->free_registers);
+  return text;
+}
+
 extern "C" void emu_registers(int count, int increase) {
   static const char kinds[2] = {};
   Request request = {(u32)count, increase != 0, EMU_PC};
@@ -132,10 +140,8 @@ extern "C" void emu_registers(int count, int increase) {
       warp.registers = (u32)count;
       break;
     }
-    char text[120];
-    snprintf(text, sizeof text, ": %d each, %ld more, and %ld are free for one warp", count, needed,
-             block.free_registers);
-    wait_here("registers", EMU_PC, text);
+    machine.now->wants_registers = (u32)count;
+    wait_here("registers", EMU_PC, missing_registers);
   }
 }
 

@@ -121,7 +121,10 @@ struct Place {
   const SharedPlace *shared;
   const Region *region;
   size_t offset;
-  std::string text() const { return (shared ? shared->part() : region->name) + " + " + std::to_string(offset); }
+  std::string text() const {
+    return shared ? SharedPlace{shared->block, offset, shared->is_static}.text()
+                  : region->name + " + " + std::to_string(offset);
+  }
 };
 
 static void check_order(const Mark &w, Access access, const Place &place, uintptr_t pc) {
@@ -171,9 +174,11 @@ static void check_written(const Mark &w, Access access, const Place &place, uint
   }
 }
 
-std::string SharedPlace::part() const {
-  std::string text = is_static ? "static shared memory" : "shared memory";
-  return !machine.now || block == machine.now->warp->block ? text : text + " of block " + std::to_string(block->index);
+std::string SharedPlace::text() const {
+  std::string part = is_static ? "static shared memory" : "shared memory";
+  if (machine.now && block != machine.now->warp->block)
+    part += " of block " + std::to_string(block->index);
+  return part + (is_static ? " " + static_name(offset) : " + " + std::to_string(offset));
 }
 
 static size_t first_cell(const SharedPlace &place) {

@@ -1,0 +1,161 @@
+/*
+ * Deadlocks. A thread that cannot go on either waits here (for a barrier, for lanes of its warp) or polls: it looks at
+ * a flag or a barrier again and again. So nothing goes on any more when nobody can run; or when each warp that can has
+ * looked MANY_LOOKS times while nothing has happened that a look might have seen. That lanes have met (in __syncwarp,
+ * in a shuffle) is no such thing, as loops that poll do that too.
+ *
+ * A loop that polls by plain reads, or that changes memory in each of its rounds, shows by the time that has passed
+ * since a barrier let somebody pass (crash.cpp counts it).
+ */
+#include "machine.h"
+
+#include <cstdio>
+
+namespace emu {
+
+enum {
+  MANY_LOOKS = 50000, /* of a warp; atomics are looks too, where they change nothing */
+  CHECK_EVERY = 10000,
+  POLLS = 16 /* looks of a thread that is said to poll */
+};
+
+void happened() {
+  machine.looks = 0;
+  machine.next_check = MANY_LOOKS;
+  machine.events++;
+}
+
+void passed() {
+  happened();
+  machine.timeouts = 0;
+  machine.passes++;
+}
+
+/* Looks since something has happened. */
+static u32 looks_of(const Look &look) { return look.events == machine.events ? look.count : 0; }
+static u32 looks_of(const Warp &warp) { return warp.looks_events == machine.events ? warp.looks : 0; }
+
+static Look &count_look() {
+  Thread &thread = *machine.now;
+  Warp &warp = *thread.warp;
+  machine.looks++;
+  warp.looks = looks_of(warp) + 1;
+  thread.look.count = looks_of(thread.look) + 1;
+  warp.looks_events = thread.look.events = machine.events;
+  return thread.look;
+}
+
+void look_at(const void *address, uintptr_t pc) {
+  Look &look = count_look();
+  look.pc = pc;
+  look.address = address;
+  look.barrier = nullptr;
+}
+
+void look_at_barrier(const Mbarrier &barrier, u32 parity, uintptr_t pc) {
+  Look &look = count_look();
+  look.pc = pc;
+  look.barrier = &barrier;
+  look.parity = parity;
+}
+
+void look_on(uintptr_t pc) {
+  Look &look = count_look();
+  if (look.count == 1) {
+    look.pc = pc;
+    look.address = nullptr;
+    look.barrier = nullptr;
+  }
+}
+
+/* --- who waits where --------------------------------------------------------------------------------------------- */
+
+static std::string what_it_polls(const Look &look) {
+  if (look.barrier)
+    return "mbarrier" + mbarrier_state(*look.barrier, look.parity);
+  if (!look.address)
+    return "nothing that is known";
+  return place_of(look.address) + ", which is " + std::to_string(*(const int *)look.address);
+}
+
+static std::string state(const Thread &thread) {
+  if (thread.done)
+    return "has ended";
+  if (looks_of(thread.look) >= POLLS)
+    return "spins on " + what_it_polls(thread.look) + ", at " + at(thread.look.pc);
+  if (thread.waits_for)
+    return std::string("waits for ") + thread.waits_for + (thread.describe_wait ? thread.describe_wait(thread) : "") +
+           " at " + at(thread.wait_pc);
+  return thread.wait_pc ? "runs, and was last seen at " + at(thread.wait_pc) : "has not begun";
+}
+
+/* Warps of a block of which the same lanes are in the same state. */
+struct Group {
+  const Block *block;
+  u32 first, last, lanes;
+  bool all;
+  std::string text() const {
+    const Dim &id = block->id;
+    char text[120];
+    int n = snprintf(text, sizeof text, " (%u,%u,%u)/%u", id.x, id.y, id.z, first);
+    if (last != first)
+      n += snprintf(text + n, sizeof text - (size_t)n, "-%u", last);
+    if (!all)
+      snprintf(text + n, sizeof text - (size_t)n, "[lanes %#x]", lanes);
+    return text;
+  }
+};
+
+static void add_warp(std::vector<Group> &groups, const Warp &warp, u32 lanes) {
+  bool all = lanes == warp.lanes;
+  if (!groups.empty()) {
+    Group &last = groups.back();
+    if (last.block == warp.block && last.last + 1 == warp.index && last.all == all && (all || last.lanes == lanes)) {
+      last.last = warp.index;
+      return;
+    }
+  }
+  groups.push_back({warp.block, warp.index, warp.index, lanes, all});
+}
+
+/* A line for each thing that is waited for. */
+static std::string who_waits() {
+  std::map<std::string, std::vector<Group>> lines;
+  for (const Block *block : machine.blocks)
+    for (const Warp &warp : block->warp) {
+      std::map<std::string, u32> states;
+      for (u32 i = 0; i < WARP; i++)
+        if (warp.lanes >> i & 1)
+          states[state(warp.thread[i])] |= 1u << i;
+      for (const auto &item : states)
+        add_warp(lines[item.first], warp, item.second);
+    }
+  std::string text;
+  for (const auto &line : lines) {
+    text += "\n    " + line.first + ": block/warp";
+    for (const Group &group : line.second)
+      text += group.text();
+  }
+  return text;
+}
+
+/* --- is it one? -------------------------------------------------------------------------------------------------- */
+
+void deadlock(const char *how) {
+  machine.now = nullptr;
+  finding(0, "%s%s", how, who_waits().c_str());
+  machine.failed = true;
+}
+
+bool all_spin() {
+  if (machine.looks < machine.next_check)
+    return false;
+  machine.next_check = machine.looks + CHECK_EVERY;
+  for (const Block *block : machine.blocks)
+    for (const Warp &warp : block->warp)
+      if (warp.ready && looks_of(warp) < MANY_LOOKS)
+        return false;
+  return true;
+}
+
+} // namespace emu
