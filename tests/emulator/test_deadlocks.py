@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from emulator.machine import TIMINGS, EmulatorError, Settings
+from emulator.machine import EmulatorError, Settings
 from emulator.small import run
 
 BEGIN = """
@@ -34,7 +34,7 @@ POLLING = {
         r"spins on inout_flag \+ 0, which is 0, at small\.cu:LINE .*\(0,0,0\)/0-1",
     ),
     "a flag that one lane hands on": (
-        "do { if (lane == 0) value = load_acquire(inout_flag); value = __shfl_sync(~0u, value, 0); } while (value != 1);",
+        "do { if (!lane) value = load_acquire(inout_flag); value = __shfl_sync(~0u, value, 0); } while (value != 1);",
         r"spins on inout_flag \+ 0, which is 0, at small\.cu:LINE .*\(0,0,0\)/0-1\[lanes 0x1\]",
     ),
     "a flag that one lane hands on in memory": (
@@ -52,7 +52,7 @@ POLLING = {
     ),
     "a barrier, and the lanes vote": (
         "while (!__all_sync(~0u, barrier_try(at, 0))) {}",
-        r"(spins on|waits for) mbarrier at static shared memory barrier \+ 0: parity 0 is awaited, phase 0 \(parity 0\) "
+        r"(spins on|waits for) mbarrier at static shared memory barrier \+ 0: parity 0 is awaited, phase 0 .parity 0. "
         r"goes on, 1 of 1 arrivals .*, at small\.cu:LINE ",
     ),
     "a barrier and a flag": (

@@ -171,7 +171,7 @@ def test_place_of_a_finding() -> None:
     caller = next(i + 1 for i, line in enumerate(lines) if "load(stages + (k" in line)
     places = "|".join(map(str, copies))
     assert re.search(rf"^small\.cu:({places}) \(load\) < small\.cu:{caller} \(kernel\): race", str(error.value), re.M)
-    assert re.search(r"read by warp \d at small\.cu:\d+ \(kernel\)", str(error.value))
+    assert re.search(r"read by warp \d (lane \d+ )?at small\.cu:\d+ \(kernel\)", str(error.value))
 
 
 def test_place_in_a_function_of_its_own() -> None:

@@ -81,11 +81,12 @@ static std::string what_it_polls(const Look &look) {
 static std::string state(const Thread &thread) {
   if (thread.done)
     return "has ended";
-  if (looks_of(thread.look) >= POLLS)
+  bool at_barrier = thread.waits_for && thread.describe_wait, polls = looks_of(thread.look) >= POLLS;
+  if (polls && !at_barrier) /* it may be in the midst of lanes that meet in the loop */
     return "spins on " + what_it_polls(thread.look) + ", at " + at(thread.look.pc);
   if (thread.waits_for)
-    return std::string("waits for ") + thread.waits_for + (thread.describe_wait ? thread.describe_wait(thread) : "") +
-           " at " + at(thread.wait_pc);
+    return std::string("waits for ") + thread.waits_for + (at_barrier ? thread.describe_wait(thread) : "") + " at " +
+           at(thread.wait_pc);
   return thread.wait_pc ? "runs, and was last seen at " + at(thread.wait_pc) : "has not begun";
 }
 

@@ -248,7 +248,7 @@ static std::map<const void *, Clock> released;
 void flags_launch() { released.clear(); }
 
 extern "C" int emu_load_acquire(const int *flag) {
-  touch(flag, 4, ATOMIC, EMU_PC);
+  touch(flag, 4, ATOMIC_READ, EMU_PC);
   look_at(flag, EMU_PC);
   yield(EMU_PC);
   auto found = released.find(flag);

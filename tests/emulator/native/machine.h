@@ -8,7 +8,8 @@
  *     clock.cpp          what is known to have happened
  *     memory.cpp         what an address is: bounds
  *     variables.cpp      static shared variables
- *     shadow.cpp         who touched each byte last: initialisation, races by happens-before
+ *     shadow.cpp         who touched each byte since it was written: initialisation, races by happens-before
+ *     history.cpp        the accesses of which shadow.cpp keeps more than one
  *     registers.cpp      registers: those that products use, and those that warpgroups hand on
  *     instructions.cpp   ldmatrix, stmatrix, mma, shuffles, atomics
  *     tensor_core.cpp    how tensor cores add; conversions of 16-bit types
@@ -262,7 +263,18 @@ bool all_spin();
 void deadlock(const char *how); /* ends the launch and says who waits where */
 
 /* memory.cpp */
-enum Access { READ, WRITE, ATOMIC, COLLECTIVE_READ, COPY_SOURCE, PRODUCT_READ, BULK_READ, BULK_WRITE, BULK_ADD };
+enum Access {
+  READ,
+  WRITE,
+  ATOMIC_READ,
+  ATOMIC, /* what changes memory */
+  COLLECTIVE_READ,
+  COPY_SOURCE,
+  PRODUCT_READ,
+  BULK_READ,
+  BULK_WRITE,
+  BULK_ADD
+};
 void touch(const void *address, size_t bytes, Access access, uintptr_t pc);
 bool is_shared(const void *address);
 std::string place_of(const void *address); /* for people */
@@ -288,7 +300,7 @@ void touch_shared(const SharedPlace &place, size_t bytes, Access access, uintptr
 void mark_bulk_write(const SharedPlace &place, size_t bytes, u32 agent, u32 phase, uintptr_t pc);
 void mark_barrier(const SharedPlace &place, uintptr_t pc);
 enum ReadState { UNDER_WAY, DONE };
-void mark_read(const SharedPlace &place, size_t bytes, ReadState state, bool collective, uintptr_t pc);
+void mark_read(const SharedPlace &place, size_t bytes, ReadState state, u32 lanes, uintptr_t pc);
 void mark_open_reads(const Warp &warp); /* after DONE: what this warp still reads, be it the same */
 void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc);
 

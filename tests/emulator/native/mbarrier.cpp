@@ -33,7 +33,7 @@ Mbarrier &find_barrier(Block &block, u32 address, const char *what, uintptr_t pc
   Mbarrier *barrier = look_up(block, address);
   if (!barrier)
     fatal(pc, "%s: no mbarrier has been initialised at %s", what, place.text().c_str());
-  if (!knows(barrier->init_block, barrier->init_warp, barrier->init_epoch, barrier->init_lane, false))
+  if (!knows(barrier->init_block, barrier->init_warp, barrier->init_epoch, 1u << barrier->init_lane, false))
     finding(pc, "race: %s: the mbarrier at %s was initialised by warp %u lane %u at %s, with no barrier in between",
             what, barrier->name.c_str(), barrier->init_warp, barrier->init_lane, at(barrier->pc).c_str());
   return *barrier;

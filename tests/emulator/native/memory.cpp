@@ -97,16 +97,8 @@ std::string place_of(const void *address) {
 /* What a bulk copy of the running thread wrote there is done and known to it. */
 void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc) {
   Region *region = find_region(address);
-  if (!region)
-    return;
-  const Thread &t = *machine.now;
-  size_t offset = (size_t)(address - region->begin);
-  for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
-    Mark &w = region->write[cell];
-    if (w.clock == NEVER && w.pc == pc && w.block == t.warp->block->index && w.agent == t.warp->index &&
-        w.lane == t.lane)
-      w.clock = t.warp->epoch;
-  }
+  if (region)
+    global_done(*region, (size_t)(address - region->begin), bytes, pc);
 }
 
 /* --- addresses of shared memory ---------------------------------------------------------------------------------- */
@@ -221,10 +213,9 @@ void memory_launch() {
   constants.push_back({(uintptr_t)&emu_ids_now, (uintptr_t)(&emu_ids_now + 1)});
   for (Region &region : regions) {
     for (Mark &w : region.write)
-      if (w.kind == WRITTEN || w.kind == ADDED)
+      if (w.kind == WRITTEN)
         w.kind = HOST;
-    for (Mark &r : region.read)
-      r.kind = UNWRITTEN;
+    std::fill(region.since.begin(), region.since.end(), (u32)NO_HISTORY);
   }
   u32 align = machine.shared_alignment;
   shared_offset = align < 1024 ? align : 0;
@@ -250,7 +241,7 @@ extern "C" void emu_add_memory(const char *name, void *memory, size_t bytes, int
   Region region = {name, (unsigned char *)memory, (unsigned char *)memory + bytes, writable != 0, {}, {}};
   size_t cells = (bytes + CELL - 1) / CELL;
   region.write.resize(cells);
-  region.read.resize(cells);
+  region.since.resize(writable ? cells : 0, NO_HISTORY);
   for (size_t i = 0; i < cells; i++)
     region.write[i].kind = (Kind)state[i];
   auto behind = std::upper_bound(regions.begin(), regions.end(), region.begin,

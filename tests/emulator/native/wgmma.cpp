@@ -57,8 +57,9 @@ static uint16_t element(const Warp &warp, u32 address, uintptr_t pc) {
 }
 
 static void mark_reads(const Warp &warp, const Product &product, ReadState state) {
-  for_each_chunk(warp, product,
-                 [&](u32 address) { mark_read(chunk_place(warp, address, product.pc), 16, state, true, product.pc); });
+  for_each_chunk(warp, product, [&](u32 address) {
+    mark_read(chunk_place(warp, address, product.pc), 16, state, AS_ONE, product.pc);
+  });
 }
 
 void mark_product_reads(const Warp &warp) {
