@@ -43,10 +43,16 @@ static Barrier &arrive_at_barrier(int id, u32 wanted, bool waits, uintptr_t pc) 
   barrier.wanted = wanted;
   barrier.arrived++;
   thread.at_barrier = &barrier;
-  if (waits)
-    barrier.warps |= 1u << thread.warp->index;
-  else
+  u32 warp = thread.warp->index;
+  if (waits) {
+    if (barrier.warps >> warp & 1 && barrier.pc[warp] != pc)
+      differ(id ? "a named barrier" : "__syncthreads", barrier.first[warp], pc, barrier.pc[warp]);
+    barrier.warps |= 1u << warp;
+    barrier.pc[warp] = pc;
+    barrier.first[warp] = thread.lane;
+  } else {
     barrier.gathered.join(release_lane(thread));
+  }
   return barrier;
 }
 
@@ -78,7 +84,7 @@ extern "C" void emu_named_barrier(int id, int threads, int waits) {
     fatal(EMU_PC, "barrier %d: %d threads are no whole number of warps", id, threads);
   if ((u32)threads > block.num_warps * WARP)
     fatal(EMU_PC, "barrier %d: %d threads are more than the block has", id, threads);
-  meet("the other lanes of its warp at a named barrier", &kinds[waits], 0xffffffffu, nullptr, EMU_PC, nothing);
+  meet_aligned("the other lanes of its warp at a named barrier", &kinds[waits], nullptr, EMU_PC, nothing);
   Barrier &barrier = arrive_at_barrier(id, (u32)threads, waits != 0, EMU_PC);
   if (barrier.arrived == barrier.wanted) {
     release_barrier(block, barrier);

@@ -45,7 +45,7 @@ static void load_matrices(Warp &warp, u32 mask, void **arguments) {
 extern "C" void emu_ldmatrix(u32 *r, u32 address, int count, int trans) {
   static const char kinds[2][5] = {};
   LoadMatrix load = {r, address, count, trans != 0, EMU_PC};
-  meet(trans ? "ldmatrix (trans)" : "ldmatrix", &kinds[trans][count], 0xffffffffu, &load, EMU_PC, load_matrices);
+  meet_aligned(trans ? "ldmatrix (trans)" : "ldmatrix", &kinds[trans][count], &load, EMU_PC, load_matrices);
 }
 
 /* --- stmatrix ---------------------------------------------------------------------------------------------------- */
@@ -83,7 +83,7 @@ static void store_matrices(Warp &warp, u32 mask, void **arguments) {
 extern "C" void emu_stmatrix(const u32 *r, u32 address, int count, int trans) {
   static const char kinds[2][5] = {};
   StoreMatrix store = {r, address, count, trans != 0, EMU_PC};
-  meet(trans ? "stmatrix (trans)" : "stmatrix", &kinds[trans][count], 0xffffffffu, &store, EMU_PC, store_matrices);
+  meet_aligned(trans ? "stmatrix (trans)" : "stmatrix", &kinds[trans][count], &store, EMU_PC, store_matrices);
 }
 
 /* --- mma --------------------------------------------------------------------------------------------------------- */
@@ -93,13 +93,14 @@ struct Multiply {
   const u32 *a;
   u32 b[2];
   int type;
+  uintptr_t pc;
 };
 
 static void multiply(Warp &, u32 mask, void **arguments) {
   uint16_t a[16][16], b[16][8];
   float c[16][8];
   if (mask != 0xffffffffu)
-    fatal(0, "mma by a warp of fewer than 32 lanes");
+    fatal(((Multiply *)arguments[0])->pc, "mma by a warp of fewer than 32 lanes");
   for (int l = 0; l < WARP; l++) {
     Multiply &m = *(Multiply *)arguments[l];
     int g = l / 4, t = l % 4;
@@ -124,8 +125,8 @@ static void multiply(Warp &, u32 mask, void **arguments) {
 
 extern "C" void emu_mma_m16n8k16(float *c, const u32 *a, u32 b0, u32 b1, int type) {
   static const char kind = 0;
-  Multiply m = {c, a, {b0, b1}, type};
-  meet("mma", &kind, 0xffffffffu, &m, EMU_PC, multiply);
+  Multiply m = {c, a, {b0, b1}, type, EMU_PC};
+  meet_aligned("mma", &kind, &m, EMU_PC, multiply);
 }
 
 /* --- shuffles and votes ------------------------------------------------------------------------------------------ */

@@ -98,8 +98,9 @@ struct Thread {
 
 /* Lanes on their way to one warp-wide operation. */
 struct Meeting {
-  const void *what; /* nullptr: free */
-  u32 mask, arrived;
+  const void *what;         /* nullptr: free */
+  u32 mask, arrived, first; /* lane that has come */
+  uintptr_t pc;             /* where that is */
   void *argument[WARP];
 };
 
@@ -137,13 +138,15 @@ struct Warp {
   u64 products_begun;
   u32 looks; /* of its threads, in looks_events */
   u64 looks_events;
-  u32 registers;                    /* of a thread */
-  std::vector<u32> register_counts; /* that setmaxnreg asked for */
+  u32 registers;                                          /* of a thread */
+  std::vector<std::pair<u32, uintptr_t>> register_counts; /* that setmaxnreg asked for, and where */
 };
 
 struct Barrier {
-  u32 arrived, wanted; /* threads */
-  u32 warps;           /* that wait, a bit each */
+  u32 arrived, wanted;     /* threads */
+  u32 warps;               /* that wait, a bit each */
+  uintptr_t pc[MAX_WARPS]; /* where they do, and one of the lanes that do */
+  u32 first[MAX_WARPS];
   int votes, result_votes, result_arrived;
   std::vector<Thread *> waiting;
   Clock gathered; /* of those that only arrived */
@@ -168,6 +171,7 @@ struct Asked {
   u64 a, b;
   u32 n;
   bool from_registers, trans_a, trans_b, accumulate;
+  uintptr_t pc;
   bool operator==(const Asked &o) const {
     return a == o.a && b == o.b && n == o.n && from_registers == o.from_registers && trans_a == o.trans_a &&
            trans_b == o.trans_b && accumulate == o.accumulate;
@@ -250,6 +254,10 @@ void wake(Thread &thread);
 void yield(uintptr_t pc);
 void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_t pc,
           void (*perform)(Warp &warp, u32 mask, void **arguments));
+void differ(const char *what, u32 lane, uintptr_t pc, uintptr_t other); /* a finding: two lanes are not at the same */
+/* Of instructions that are .aligned: all lanes of the warp must be at the same one. */
+void meet_aligned(const char *what, const void *kind, void *argument, uintptr_t pc,
+                  void (*perform)(Warp &warp, u32 mask, void **arguments));
 bool has_ended(const Warp &warp); /* all its threads have */
 bool run_grid();
 

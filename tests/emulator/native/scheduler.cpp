@@ -44,6 +44,43 @@ void yield(uintptr_t pc) {
   to_scheduler(*machine.now);
 }
 
+/* Those who have come to the same before, with the same mask; or a new one. */
+static Meeting &find_meeting(Warp &warp, const void *kind, u32 mask, u32 lane, uintptr_t pc) {
+  for (Meeting &m : warp.meeting)
+    if (m.what == kind && m.mask == mask && !(m.arrived >> lane & 1))
+      return m;
+  for (Meeting &m : warp.meeting)
+    if (!m.what) {
+      m.what = kind;
+      m.mask = mask;
+      m.arrived = 0;
+      m.first = lane;
+      m.pc = pc;
+      return m;
+    }
+  fatal(pc, "lanes of a warp are at more than %d places at once", MAX_PENDING);
+}
+
+/* This lane has come; the last one does what all have come for. */
+static void join(Meeting &meeting, const char *what, void *argument, uintptr_t pc,
+                 void (*perform)(Warp &, u32, void **)) {
+  Thread &thread = *machine.now;
+  Warp &warp = *thread.warp;
+  meeting.arrived |= 1u << thread.lane;
+  meeting.argument[thread.lane] = argument;
+  if (meeting.arrived != meeting.mask) {
+    wait_here(what, pc);
+    return;
+  }
+  perform(warp, meeting.mask, meeting.argument);
+  meeting.what = nullptr;
+  for (u32 i = 0; i < WARP; i++)
+    if (meeting.mask >> i & 1 && i != thread.lane)
+      wake(warp.thread[i]);
+  if (random_below(8) == 0)
+    yield(pc);
+}
+
 void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_t pc,
           void (*perform)(Warp &, u32, void **)) {
   Thread &thread = *machine.now;
@@ -54,30 +91,22 @@ void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_
     fatal(pc, "%s: lane %u is not in its own mask %#x", what, thread.lane, mask);
   if (mask & ~warp.lanes)
     fatal(pc, "%s: mask %#x has lanes that do not exist", what, mask);
-  Meeting *meeting = nullptr;
-  for (Meeting &m : warp.meeting)
-    if (m.what == kind && m.mask == mask && !(m.arrived >> thread.lane & 1))
-      meeting = &m;
-  for (int i = 0; !meeting && i < MAX_PENDING; i++)
-    if (!warp.meeting[i].what) {
-      meeting = &warp.meeting[i];
-      meeting->what = kind;
-      meeting->mask = mask;
-      meeting->arrived = 0;
-    }
-  meeting->arrived |= 1u << thread.lane;
-  meeting->argument[thread.lane] = argument;
-  if (meeting->arrived != mask) {
-    wait_here(what, pc);
-    return;
-  }
-  perform(warp, mask, meeting->argument);
-  meeting->what = nullptr;
-  for (u32 i = 0; i < WARP; i++)
-    if (mask >> i & 1 && i != thread.lane)
-      wake(warp.thread[i]);
-  if (random_below(8) == 0)
-    yield(pc);
+  join(find_meeting(warp, kind, mask, thread.lane, pc), what, argument, pc, perform);
+}
+
+void differ(const char *what, u32 lane, uintptr_t pc, uintptr_t other) {
+  finding(pc,
+          "%s: lane %u of the warp is at another one, at %s; an instruction that is .aligned must be the same for all",
+          what, lane, at(other).c_str());
+}
+
+void meet_aligned(const char *what, const void *kind, void *argument, uintptr_t pc,
+                  void (*perform)(Warp &, u32, void **)) {
+  Thread &thread = *machine.now;
+  Meeting &meeting = find_meeting(*thread.warp, kind, thread.warp->lanes, thread.lane, pc);
+  if (meeting.pc != pc)
+    differ(what, meeting.first, pc, meeting.pc);
+  join(meeting, what, argument, pc, perform);
 }
 
 /* --- threads and blocks ------------------------------------------------------------------------------------------ */
