@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from emulator import variables, wrappers
+from emulator import uninitialised, variables, wrappers
 
 NATIVE = Path(__file__).parent / "native"
 CXX = os.environ.get("CXX", "g++")
@@ -36,7 +36,8 @@ FMA += ["-mfma"] if _has_fma() and platform.machine() == "x86_64" else []
 # -fsanitize=thread calls a function at every access, which hooks.cpp has; nothing of the sanitizers is linked. What is
 # undefined is a trap first, and the launch is run again with calls of functions that say what it was: they take a
 # third of the time to compile, and kernels that are right never come there.
-# Local variables begin as a pattern, so that the use of one that was not set shows. addr2line mistakes the files of
+# Local variables begin as a pattern, so that the use of one that was not set shows where g++ does not see it
+# (uninitialised.py). addr2line mistakes the files of
 # functions in DWARF 5. Where variables are is not kept: that takes a third of the time to compile. Shared variables are
 # addressed one by one, as variables.py parts them; and a call stays one call, as an .aligned instruction is one place.
 KERNEL_FLAGS = [
@@ -44,7 +45,7 @@ KERNEL_FLAGS = [
     *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
     *("-fno-section-anchors", "-fno-thread-jumps", "-Wno-unused-function", "-Wno-unused-variable"),
-    *("-Wno-unused-but-set-variable", "-Wno-psabi"),
+    *("-Wno-unused-but-set-variable", "-Wno-psabi", *uninitialised.FLAGS),
 ]
 TRAPS = "-fsanitize-undefined-trap-on-error"
 # Vectors for the sums of tensor_core.cpp, which would else take a third of the time that a sweep runs.
@@ -52,10 +53,12 @@ VECTORS = ["-ftree-vectorize", *(["-mavx2"] if _has("avx2") and platform.machine
 RUNTIME_FLAGS = ["-std=c++17", "-O2", *VECTORS, "-g", "-fPIC", "-Wall", "-Wextra", "-shared"]
 
 _DYNAMIC = re.compile(
-    r"^(?P<indent>[ \t]*)extern\s+__shared__\s+(?P<align>__align__\((?P<bytes>[^()]*)\)\s+)?(?P<type>[\w ]*?\w)\s+"
-    r"(?P<align2>__align__\((?P<bytes2>[^()]*)\)\s+)?(?P<name>\w+)\s*\[\s*\]\s*;",
-    re.MULTILINE,
+    r"\bextern\s+__shared__\s+(?P<align>__align__\((?P<bytes>[^()]*)\)\s+)?(?P<type>[\w ]*?\w)\s+"
+    r"(?P<align2>__align__\((?P<bytes2>[^()]*)\)\s+)?(?P<name>\w+)\s*\[\s*\]\s*;"
 )
+_DYNAMIC_LEFT = re.compile(r"\bextern\s[^;{}]*\b__shared__|\b__shared__\s+extern\b")
+_ASSEMBLY = re.compile(r"\b(?:asm|__asm|__asm__)\b")
+_NO_CODE = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _BETWEEN = r"(?:\s|#line[^\n]*\n)*"
 _NESTED = r"[^()]*"  # with parentheses inside of each other, up to four
 for _ in range(4):
@@ -81,7 +84,7 @@ def translate(source: str) -> str:
     pieces, position, names, types = [], 0, [], {}
     for name, start, end in wrappers.definitions(source):
         body = source[start:end]
-        is_assembly = re.search(r"\basm\b", body)
+        is_assembly = _ASSEMBLY.search(body)
         if not is_assembly and not wrappers.is_known(name):
             continue
         if dtype := wrappers.check(name, body):
@@ -98,12 +101,13 @@ def translate(source: str) -> str:
     def dynamic(match: re.Match[str]) -> str:
         nonlocal alignment
         alignment = match["bytes"] or match["bytes2"] or alignment
-        if match["indent"]:
-            pointer = f"{match['type']} *const {match['name']} = ({match['type']} *)emu_dynamic_shared();"
-            return match["indent"] + pointer
+        if match.start() > 0 and text[match.start() - 1] != "\n":  # in a function
+            return f"{match['type']} *const {match['name']} = ({match['type']} *)emu_dynamic_shared();"
         return f"#define {match['name']} (({match['type']} *)emu_dynamic_shared())"
 
     text = _DYNAMIC.sub(dynamic, text)
+    _refuse(_DYNAMIC_LEFT, text, "a declaration of dynamic shared memory that is not `extern __shared__ TYPE NAME[];`")
+    _refuse(_ASSEMBLY, text, "inline assembly outside of a __device__ function of its own, of which there is a model")
     kernels = {match["name"]: match["bounds"] or "0" for match in _KERNEL.finditer(text)}
     entries = "".join(f"EMU_ENTRY({name}, {bounds})\n" for name, bounds in kernels.items())
     names = list(dict.fromkeys(names))
@@ -116,6 +120,14 @@ def translate(source: str) -> str:
         f"#define EMU_TYPE {int('bf16' in types)}\n{defines}{includes}{text}\n"
         f'#line 1 "emulator entries"\nextern "C" int emu_shared_alignment() {{ return {alignment}; }}\n{entries}'
     )
+
+
+def _refuse(pattern: re.Pattern[str], text: str, what: str) -> None:
+    """Unless it stands in a comment or in a string."""
+    code = _NO_CODE.sub(lambda match: "\n" * match[0].count("\n"), text)
+    if match := pattern.search(code):
+        line = code[code.rfind("\n", 0, match.start()) + 1 :].split("\n", 1)[0].strip()
+        raise NotImplementedError(f"the emulator does not know {what}: {line}")
 
 
 def _cache() -> Path:
@@ -159,7 +171,9 @@ def _run_steps(result: Path, steps: list[Step], files: dict[str, bytes]) -> None
             if not isinstance(step, list):
                 step(Path(directory))
                 continue
-            done = subprocess.run(step, cwd=directory, capture_output=True, text=True, check=False)
+            environment = {**os.environ, "LC_ALL": "C"}
+            done = subprocess.run(step, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+            uninitialised.raise_if_found(done.stderr)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(step)} failed:\n{done.stderr[:8000]}")
         for file in files:

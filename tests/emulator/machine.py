@@ -14,18 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from emulator import build
+from emulator.errors import EmulatorError
 
 TIMINGS = {"early": 0, "late": 1, "random": 2}
 MODELS = {"hopper": 0, "ampere": 1, "double": 2}
 MARGIN = 16384  # bytes
 MOST_SHARED = 227 * 1024  # of a block, on the GPUs that have most
 MOST_BLOCKS = 16  # of a cluster
+MOST_THREADS = 16384  # at once: each has a stack, and a process only so many of them with guards (vm.max_map_count)
 TRAPPED = 2  # what emu_launch returns
 TYPES = {"fp16": 0, "bf16": 1}
-
-
-class EmulatorError(AssertionError):
-    """What the emulator found wrong with a kernel."""
 
 
 class _Launch(ctypes.Structure):
@@ -191,6 +189,11 @@ class Session:
         parts = zip(_three(grid), _three(cluster), strict=True)
         if math.prod(_three(cluster)) > MOST_BLOCKS or any(g % c for g, c in parts):
             raise ValueError(f"{entry}: a grid of {grid} does not consist of clusters of {cluster}")
+        blocks = max(min(settings.resident, math.prod(_three(grid))), math.prod(_three(cluster)))
+        if blocks * math.prod(_three(block)) > MOST_THREADS:
+            raise ValueError(
+                f"{entry}: {blocks} blocks of {block} threads at once; {MOST_THREADS} threads are possible"
+            )
         launch = _Launch(
             (ctypes.c_uint * 3)(*_three(grid)),
             (ctypes.c_uint * 3)(*_three(block)),
@@ -199,7 +202,7 @@ class Session:
             TIMINGS[settings.timing],
             MODELS[settings.model],
             settings.exp2_error,
-            settings.resident,
+            blocks,
             settings.shuffle,
             settings.drain,
             kernel.module.emu_shared_alignment(),

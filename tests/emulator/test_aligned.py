@@ -1,4 +1,4 @@
-"""Instructions that are .aligned must be the same one for all lanes of a warp, those of a warpgroup for all its warps."""
+"""Instructions that are .aligned are the same one for all lanes of a warp, wgmma and setmaxnreg for a warpgroup."""
 
 from __future__ import annotations
 

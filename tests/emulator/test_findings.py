@@ -292,6 +292,66 @@ extern "C" __global__ void kernel(float *out_x) { prefetch(out_x); }"""
         run(text, np.zeros(32, np.float32))
 
 
+@pytest.mark.parametrize("keyword", ["asm", "__asm__", "__asm"])
+def test_unknown_assembly(keyword: str) -> None:
+    """However it is spelled, and wherever it stands; not where it is only spoken of."""
+    text = f"""
+/* asm */
+static __device__ __forceinline__ void wait() {{ {keyword} __volatile__("membar.gl;"); }}
+extern "C" __global__ void kernel(float *out_x) {{ wait(); /* in __asm__ */ }}"""
+    with pytest.raises(NotImplementedError, match="no model of wait"):
+        run(text, np.zeros(32, np.float32))
+    text = text.replace("wait();", f'{keyword} volatile("membar.gl;");').replace(
+        f'{{ {keyword} __volatile__("me', '{ ("me'
+    )
+    with pytest.raises(NotImplementedError, match=r"inline assembly outside of .*: extern"):
+        run(text, np.zeros(32, np.float32))
+    run(text.replace(f'{keyword} volatile("membar.gl;");', "out_x[threadIdx.x] = 1;"), np.zeros(32, np.float32))
+
+
+def test_known_assembly_in_another_spelling() -> None:
+    source = hopper("fp16", (16,))
+    build.translate(source.replace("asm volatile(", "__asm__ __volatile__("))
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "extern __shared__ __align__(128) float x[];",
+        "if (blocks) { extern __shared__ float x[]; x[threadIdx.x] = 0; } extern __shared__ float x[];",
+        "/* */ extern  __shared__\n  float  x [ ] ;",
+    ],
+)
+def test_dynamic_shared_memory(declaration: str) -> None:
+    text = f"""
+extern "C" __global__ void kernel(float *out_x, int blocks) {{ {declaration}
+  __syncthreads();
+  x[threadIdx.x] = threadIdx.x;
+  __syncwarp();
+  out_x[threadIdx.x] = x[31 - threadIdx.x] * blocks;
+}}"""
+    out = np.zeros(32, np.float32)
+    run(text, out, 1, shared=128)
+    np.testing.assert_array_equal(out, 31 - np.arange(32))
+    with pytest.raises(EmulatorError, match=r"shared memory \+ ?124, out of bounds"):
+        run(text, out, 1, shared=124)
+
+
+def test_dynamic_shared_memory_in_another_way() -> None:
+    text = 'extern "C" __global__ void kernel(float *out_x) { extern __shared__ float x[][4]; out_x[0] = x[0][0]; }'
+    with pytest.raises(NotImplementedError, match=r"dynamic shared memory that is not .* x\[\]\[4\]"):
+        run(text, np.zeros(32, np.float32))
+
+
+def test_as_many_blocks_at_once_as_there_are_or_can_be() -> None:
+    """Those of the grid, whatever is asked for; and no more threads than there are stacks."""
+    turns(TURNS, 5, 1 << 30)
+    text = 'extern "C" __global__ void kernel(int *out_x) { out_x[blockIdx.x * 1024 + threadIdx.x] = 1; }'
+    with pytest.raises(ValueError, match="20 blocks of 1024 threads at once; 16384 threads are possible"):
+        run(text, np.zeros(20480, np.int32), grid=20, block=1024, settings=Settings(resident=100000))
+    run(text, np.zeros(20480, np.int32), grid=20, block=1024, settings=Settings(resident=16))
+
+
 CHANGED_WRAPPERS = {
     "sign of a product": ("accumulate, 1, 1, %11,", "accumulate, -1, 1, %11,"),
     "transposes": ("accumulate, 1, 1, %11, %12;", "accumulate, 1, 1, %12, %11;"),

@@ -1,7 +1,6 @@
 /* The way in from Python. */
 #include "machine.h"
 
-#include <algorithm>
 #include <cstdio>
 
 namespace emu {
@@ -19,8 +18,6 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
                           void *const static_range[4]) {
   machine.settings = {launch->seed,     launch->timing,  launch->model, launch->exp2_error,
                       launch->resident, launch->shuffle, launch->drain};
-  u32 cluster_size = launch->cluster[0] * launch->cluster[1] * launch->cluster[2];
-  machine.settings.resident = std::max(launch->resident, (int)cluster_size);
   machine.random = launch->seed * 0x9e3779b97f4a7c15ull + 0x1234567;
   if (!machine.random)
     machine.random = 1;

@@ -210,7 +210,7 @@ struct Settings {
   u64 seed;
   int timing, model;
   int exp2_error; /* 2^x is off by at most so many units in the last place, at random */
-  int resident;   /* blocks at once */
+  int resident;   /* blocks at once, a cluster at least */
   int shuffle;    /* blocks begin in random order */
   int drain;      /* copies that are under way when a thread ends are a finding */
 };
