@@ -10,11 +10,14 @@
 
 namespace emu {
 
-enum { SIGNALS = 6, LONG_SECONDS = 10 };
+enum { SIGNALS = 6 };
+/* Of processor time: without a barrier that lets somebody pass or a thread that ends; without a thread that ends. */
+extern "C" int emu_seconds_to_pass, emu_seconds_to_end;
+int emu_seconds_to_pass = 10, emu_seconds_to_end = 300;
 static struct sigaction before[SIGNALS];
 static const int signals[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGVTALRM};
-static u64 last_turn, last_pass;
-static int seconds;    /* of processor time since a barrier let somebody pass */
+static u64 last_turn, last_pass, last_end;
+static int since_pass, since_end;
 static pthread_t ours; /* the thread that runs the grid */
 
 /* The handler returns into this instead of to where the crash was, on the thread's stack or what is left of it. */
@@ -25,7 +28,7 @@ alignas(64) static unsigned char spare_stack[65536];
 
 static void crashed() {
   if (crash_signal == SIGVTALRM)
-    fatal(crash_pc + 1, "runs for %d seconds and waits for nobody: an endless loop", LONG_SECONDS);
+    fatal(crash_pc + 1, "runs for %d seconds and waits for nobody: an endless loop", since_pass);
   if (crash_signal == SIGFPE)
     fatal(crash_pc + 1, "%s", UNDEFINED_DIVISION);
   machine.trapped = crash_signal == SIGILL || crash_signal == SIGTRAP; /* x86-64, aarch64 */
@@ -36,10 +39,12 @@ static void crashed() {
 static void handle(int signal, siginfo_t *info, void *context) {
   if (signal == SIGVTALRM) {
     bool lets_others_run = machine.turns != last_turn;
-    seconds = machine.passes == last_pass ? seconds + 1 : 0;
+    since_pass = machine.passes == last_pass ? since_pass + 1 : 0;
+    since_end = machine.ends == last_end ? since_end + 1 : 0;
     last_turn = machine.turns;
     last_pass = machine.passes;
-    machine.overdue = seconds >= LONG_SECONDS;
+    last_end = machine.ends;
+    machine.overdue = since_pass >= emu_seconds_to_pass || since_end >= emu_seconds_to_end;
     if (!machine.overdue || lets_others_run || !machine.now || !pthread_equal(ours, pthread_self()))
       return; /* the scheduler says who is where */
   } else if (!machine.now) {
@@ -74,7 +79,7 @@ void catch_crashes() {
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   for (int i = 0; i < SIGNALS; i++)
     sigaction(signals[i], &action, &before[i]);
-  seconds = 0;
+  since_pass = since_end = 0;
   ours = pthread_self();
   const itimerval each_second = {{1, 0}, {1, 0}};
   setitimer(ITIMER_VIRTUAL, &each_second, nullptr);

@@ -1,8 +1,9 @@
 /*
  * Deadlocks. A thread that cannot go on either waits here (for a barrier, for lanes of its warp) or polls: it looks at
  * a flag or a barrier again and again. So nothing goes on any more when nobody can run; or when each warp that can has
- * looked MANY_LOOKS times while nothing has happened that a look might have seen. That lanes have met (in __syncwarp,
- * in a shuffle) is no such thing, as loops that poll do that too.
+ * looked many times while nothing has happened that a look might have seen. That lanes have met (in __syncwarp, in a
+ * shuffle) is no such thing, nor is that a barrier has let somebody pass, as loops that poll do both; but a warp that
+ * works may look as well, so that there must be more looks if somebody has passed a barrier meanwhile.
  *
  * A loop that polls by plain reads, or that changes memory in each of its rounds, shows by the time that has passed
  * since a barrier let somebody pass (crash.cpp counts it).
@@ -15,35 +16,40 @@ namespace emu {
 
 enum {
   MANY_LOOKS = 50000, /* of a warp; atomics are looks too, where they change nothing */
-  CHECK_EVERY = 10000,
+  MANY_MORE_LOOKS = 200000,
   POLLS = 16 /* looks of a thread that is said to poll */
 };
 
 void happened() {
   machine.looks = 0;
-  machine.next_check = MANY_LOOKS;
+  machine.may_spin = false;
   machine.events++;
+  machine.happenings++;
 }
 
 void passed() {
-  happened();
+  machine.looks = 0;
   machine.timeouts = 0;
   machine.passes++;
+  machine.happenings++;
 }
 
-/* Looks since something has happened. */
-static u32 looks_of(const Look &look) { return look.events == machine.events ? look.count : 0; }
-static u32 looks_of(const Warp &warp) { return warp.looks_events == machine.events ? warp.looks : 0; }
+static bool spins(const Warp &warp) {
+  return warp.looks_since_any.of(machine.happenings) >= MANY_LOOKS || warp.looks.of(machine.events) >= MANY_MORE_LOOKS;
+}
 
 static Look &count_look() {
   Thread &thread = *machine.now;
   Warp &warp = *thread.warp;
   machine.looks++;
-  warp.looks = looks_of(warp) + 1;
-  thread.look.count = looks_of(thread.look) + 1;
-  warp.looks_events = thread.look.events = machine.events;
+  warp.looks.add(machine.events);
+  warp.looks_since_any.add(machine.happenings);
+  thread.look.looks.add(machine.events);
+  machine.may_spin |= spins(warp);
   return thread.look;
 }
+
+void saw_what_it_waits_for(Warp &warp) { warp.looks = warp.looks_since_any = Count(); }
 
 void look_at(const void *address, uintptr_t pc) {
   Look &look = count_look();
@@ -61,7 +67,7 @@ void look_at_barrier(const Mbarrier &barrier, u32 parity, uintptr_t pc) {
 
 void look_on(uintptr_t pc) {
   Look &look = count_look();
-  if (look.count == 1) {
+  if (look.looks.of(machine.events) == 1) {
     look.pc = pc;
     look.address = nullptr;
     look.barrier = nullptr;
@@ -81,7 +87,7 @@ static std::string what_it_polls(const Look &look) {
 static std::string state(const Thread &thread) {
   if (thread.done)
     return "has ended";
-  bool at_barrier = thread.waits_for && thread.describe_wait, polls = looks_of(thread.look) >= POLLS;
+  bool at_barrier = thread.waits_for && thread.describe_wait, polls = thread.look.looks.of(machine.events) >= POLLS;
   if (polls && !at_barrier) /* it may be in the midst of lanes that meet in the loop */
     return "spins on " + what_it_polls(thread.look) + ", at " + at(thread.look.pc);
   if (thread.waits_for)
@@ -149,12 +155,11 @@ void deadlock(const char *how) {
 }
 
 bool all_spin() {
-  if (machine.looks < machine.next_check)
+  if (!machine.may_spin)
     return false;
-  machine.next_check = machine.looks + CHECK_EVERY;
   for (const Block *block : machine.blocks)
     for (const Warp &warp : block->warp)
-      if (warp.ready && looks_of(warp) < MANY_LOOKS)
+      if (warp.ready && !spins(warp))
         return false;
   return true;
 }

@@ -49,13 +49,24 @@ struct Dim {
   unsigned x, y, z;
 };
 
+/* How many since what has another number with each event. */
+struct Count {
+  u32 count;
+  u64 since;
+  u32 of(u64 now) const { return since == now ? count : 0; }
+  void add(u64 now) {
+    count = of(now) + 1;
+    since = now;
+  }
+};
+
 /* What a thread that polls looked at last. */
 struct Look {
   uintptr_t pc;
   const void *address;     /* or nullptr */
   const Mbarrier *barrier; /* or nullptr */
-  u32 parity, count;
-  u64 events; /* of the machine, in which `count` was counted */
+  u32 parity;
+  Count looks; /* since machine.events */
 };
 
 /* What threadIdx and its like read; the kernel side (cuda.h) has the same struct. */
@@ -136,9 +147,8 @@ struct Warp {
   std::deque<Product> products;
   u64 product_group; /* the open group of products */
   u64 products_begun;
-  u32 looks; /* of its threads, in looks_events */
-  u64 looks_events;
-  u32 registers;                                          /* of a thread */
+  Count looks, looks_since_any; /* of its threads, since machine.events and machine.happenings */
+  u32 registers;                /* of a thread */
   std::vector<std::pair<u32, uintptr_t>> register_counts; /* that setmaxnreg asked for, and where */
 };
 
@@ -229,14 +239,17 @@ struct Machine {
   Block *loaded; /* whose static shared variables are in place */
   void *scheduler_sp;
   bool failed, yielded;
-  bool trapped;       /* a thread came to an instruction that stands for undefined behaviour, or to a __trap() */
-  u64 looks;          /* of threads that poll, since something happened that they might have seen */
-  u64 next_check;     /* after so many looks: is it a deadlock? */
-  u64 events, passes; /* happened() and passed(), so far */
-  bool overdue;       /* nobody has passed a barrier for long */
-  u64 turns;          /* of threads, so far */
-  u32 timeouts;       /* of waits with a time limit, since a barrier let someone pass */
-  u64 products_open;  /* that have not read their operands */
+  bool trapped; /* a thread came to an instruction that stands for undefined behaviour, or to a __trap() */
+  u64 looks;    /* of threads that poll, since something happened */
+  bool may_spin;
+  u64 events;        /* that a look may have seen, so far */
+  u64 passes;        /* barriers that let somebody pass, so far */
+  u64 happenings;    /* of both kinds */
+  u64 ends;          /* of threads */
+  bool overdue;      /* nobody has passed a barrier for long */
+  u64 turns;         /* of threads, so far */
+  u32 timeouts;      /* of waits with a time limit, since a barrier let someone pass */
+  u64 products_open; /* that have not read their operands */
   bool watches_registers;
   u32 elected; /* the lane that elect.sync chooses */
   unsigned char *static_begin, *static_end;
@@ -264,6 +277,7 @@ bool run_grid();
 /* deadlock.cpp */
 void happened(); /* something that a thread that polls may wait for */
 void passed();   /* a barrier let someone pass */
+void saw_what_it_waits_for(Warp &warp);
 void look_at(const void *address, uintptr_t pc);
 void look_at_barrier(const Mbarrier &barrier, u32 parity, uintptr_t pc);
 void look_on(uintptr_t pc); /* at what it looked at before */

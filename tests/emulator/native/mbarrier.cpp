@@ -185,6 +185,7 @@ extern "C" int emu_mbarrier_try(u32 address, u32 parity) {
     if ((barrier.phase & 1) == (parity & 1))
       return 0;
   }
+  saw_what_it_waits_for(*thread.warp);
   acquire(thread, barrier.published);
   return 1;
 }

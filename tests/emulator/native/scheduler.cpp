@@ -129,6 +129,7 @@ static void thread_main() {
   products_at_exit(thread);
   registers_at_exit(*thread.warp);
   cluster_at_exit(thread);
+  machine.ends++;
   passed();
   to_scheduler(thread);
 }
@@ -309,7 +310,7 @@ static void step() {
   if (idle && time_out())
     return;
   if (machine.overdue)
-    deadlock("an endless loop: for long nobody has ended or passed a barrier");
+    deadlock("an endless loop: for long nobody has passed a barrier, or no thread has ended");
   else if (!warp)
     deadlock("deadlock: all threads wait");
   else if (all_spin())
@@ -335,6 +336,7 @@ bool run_grid() {
   size_t begun = 0;
   machine.failed = machine.trapped = false;
   machine.overdue = false;
+  happened();
   passed();
   machine.products_open = 0;
   machine.loaded = nullptr;
