@@ -44,7 +44,7 @@ KERNEL_FLAGS = [
     *("-std=c++17", "-O1", "-gdwarf-4", "-fno-var-tracking", "-fPIC", "-fno-plt", "-fno-strict-aliasing", *FMA),
     *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
-    *("-fno-section-anchors", "-fno-thread-jumps", "-Wno-unused-function", "-Wno-unused-variable"),
+    *("-fno-section-anchors", "-fno-gnu-unique", "-fno-thread-jumps", "-Wno-unused-function", "-Wno-unused-variable"),
     *("-Wno-unused-but-set-variable", "-Wno-psabi", *uninitialised.FLAGS),
 ]
 TRAPS = "-fsanitize-undefined-trap-on-error"

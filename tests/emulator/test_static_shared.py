@@ -89,6 +89,29 @@ def test_broken_kernel(name: str) -> None:
     assert re.search(r"by block \(\d, 0, 0\) thread \d+ \(warp \d lane \d+\)", str(error.value))
 
 
+@pytest.mark.parametrize("specifiers", ["", "inline", "static", "static inline", "__noinline__", "__forceinline__"])
+@pytest.mark.parametrize("template", ["", "template <int N>"])
+def test_wherever_it_is_declared(template: str, specifiers: str) -> None:
+    """In functions of every kind it is one of each block, with bounds. So it is if another kernel has the same."""
+    text = f"""
+static __device__ __noinline__ float get(const float *x, int i) {{ return x[i]; }}
+{template} __device__ {specifiers} float shifted(float x, int by) {{
+  __shared__ float kept[64];
+  kept[threadIdx.x] = x;
+  __syncthreads();
+  return get(kept, threadIdx.x / 2 + by);
+}}
+extern "C" __global__ void kernel(float *out_x, int by) {{
+  out_x[blockIdx.x * 64 + threadIdx.x] = shifted{"<0>" if template else ""}(blockIdx.x * 100.0f + threadIdx.x, by);
+}}"""
+    for more in ("", "/* another one */"):
+        out = np.zeros((3, 64), np.float32)
+        run(text + more, out, 32, grid=3, block=64)
+        np.testing.assert_array_equal(out, np.arange(3)[:, None] * 100 + 32 + np.arange(64) // 2)
+        with pytest.raises(EmulatorError, match=r"static shared memory kept \+ 256, out of bounds: it has 256 bytes"):
+            run(text + more, out, 33, grid=3, block=64)
+
+
 def test_instructions_at_the_end_of_a_variable() -> None:
     text = """
 extern "C" __global__ void kernel(float *out_x, int at) {

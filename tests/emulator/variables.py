@@ -2,7 +2,7 @@
 
 A compiler puts them one behind the other, where an access that misses one hits the next. With some bytes of nobody's in
 between, the emulator sees it; the table (native/variables.cpp) says where each is, and its name. Those of function
-templates g++ gives no section, whatever their declaration says: they are put to the others.
+templates and of inline functions g++ puts elsewhere, whatever their declaration says: they are put to the others.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ _VARIABLE = re.compile(
     r"^\t\.type\t(?P<name>[\w.$]+), [@%]object\n\t\.size\t(?P=name), (?P<bytes>\d+)\n(?P=name):\n(?:\t\.zero\t\d+\n)+",
     re.MULTILINE,
 )
-_OF_TEMPLATE = re.compile(
-    r"^\t\.local\t(?P<name>_ZZ[\w.$]+)\n\t\.comm\t(?P=name),(?P<bytes>\d+),(?P<align>\d+)\n", re.MULTILINE
+# As g++ writes those of function templates, and of functions that are inline and not static.
+_ELSEWHERE = re.compile(
+    r"^\t\.local\t(?P<name>_ZZ[\w.$]+)\n\t\.comm\t(?P=name),(?P<bytes>\d+),(?P<align>\d+)\n"
+    r"|^\t\.weak\t(?P<name2>_ZZ[\w.$]+)\n\t\.section\t(?:\.bss\.(?P=name2)|emu_shared),[^\n]*,comdat\n"
+    r"(?P<align2>\t\.(?:p2|b)?align[^\n]*\n)?\t\.type\t(?P=name2), [@%]\w+\n\t\.size\t(?P=name2), (?P<bytes2>\d+)\n"
+    r"(?P=name2):\n(?:\t\.zero\t\d+\n)+",
+    re.MULTILINE,
 )
-_PLACED = r"""	.pushsection	emu_shared,"aw"
-	.balign	\g<align>
-	.type	\g<name>, %object
-	.size	\g<name>, \g<bytes>
-\g<name>:
-	.zero	\g<bytes>
-	.popsection
-"""
+
+
+def _placed(match: re.Match[str]) -> str:
+    name, size = match["name"] or match["name2"], match["bytes"] or match["bytes2"]
+    align = f"\t.balign\t{match['align']}\n" if match["name"] else match["align2"] or ""
+    variable = f"{align}\t.type\t{name}, %object\n\t.size\t{name}, {size}\n{name}:\n\t.zero\t{size}\n"
+    return f'\t.pushsection\temu_shared,"aw"\n{variable}\t.popsection\n'
 
 
 def part(assembly: str) -> str:
@@ -46,7 +50,7 @@ def part(assembly: str) -> str:
         head, rest = match[0].split("\n", 1)
         return f"{head}\n{begin}{_VARIABLE.sub(behind, rest)}"
 
-    assembly = _SECTION.sub(section, _OF_TEMPLATE.sub(_PLACED, assembly))
+    assembly = _SECTION.sub(section, _ELSEWHERE.sub(_placed, assembly))
     if not found:
         return assembly
     # struct Variable of native/variables.cpp
