@@ -15,6 +15,7 @@ LAYOUTS = (
 DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive", "infinite", "uneven")
 TIMINGS = ("late", "random", "early")
 MODELS = ("hopper", "ampere", "double")
+MOST_EXP2_ERROR = 1 << 20  # of the 23 bits of a float
 UNWANTED = ("lse", "grad_query", "grad_key", "grad_value")
 
 DESCRIPTION = """\
@@ -96,6 +97,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("batch", "heads_q", "seqlen_q", "seeds", "resident", "processors"):
         if (value := getattr(arguments, name)) < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    if not 0 <= arguments.exp2_error <= MOST_EXP2_ERROR:
+        raise ValueError(f"exp2_error is {arguments.exp2_error}; it must be 0 to {MOST_EXP2_ERROR}")
+    gradients = [name for name in arguments.without if name.startswith("grad_")]
+    if gradients and arguments.op == "forward":
+        raise ValueError(f"without is {gradients[0]}; only backward (--op backward) has gradients")
     for name, other in (("heads_kv", "heads_q"), ("seqlen_k", "seqlen_q")):
         if (value := getattr(arguments, name)) < 0:
             raise ValueError(f"{name} is {value}; it must be at least 1, or 0 for that of {other}")

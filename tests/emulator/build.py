@@ -12,9 +12,10 @@ import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from emulator import wrappers
+from emulator import uninitialised, variables, wrappers
 
 NATIVE = Path(__file__).parent / "native"
 CXX = os.environ.get("CXX", "g++")
@@ -35,13 +36,16 @@ FMA += ["-mfma"] if _has_fma() and platform.machine() == "x86_64" else []
 # -fsanitize=thread calls a function at every access, which hooks.cpp has; nothing of the sanitizers is linked. What is
 # undefined is a trap first, and the launch is run again with calls of functions that say what it was: they take a
 # third of the time to compile, and kernels that are right never come there.
-# Local variables begin as a pattern, so that the use of one that was not set shows. addr2line mistakes the files of
-# functions in DWARF 5. Where variables are is not kept: that takes a third of the time to compile.
+# Local variables begin as a pattern, so that the use of one that was not set shows where g++ does not see it
+# (uninitialised.py). addr2line mistakes the files of
+# functions in DWARF 5. Where variables are is not kept: that takes a third of the time to compile. Shared variables are
+# addressed one by one, as variables.py parts them; and a call stays one call, as an .aligned instruction is one place.
 KERNEL_FLAGS = [
     *("-std=c++17", "-O1", "-gdwarf-4", "-fno-var-tracking", "-fPIC", "-fno-plt", "-fno-strict-aliasing", *FMA),
     *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
-    *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-psabi"),
+    *("-fno-section-anchors", "-fno-gnu-unique", "-fno-thread-jumps", "-Wno-unused-function", "-Wno-unused-variable"),
+    *("-Wno-unused-but-set-variable", "-Wno-psabi", *uninitialised.FLAGS),
 ]
 TRAPS = "-fsanitize-undefined-trap-on-error"
 # Vectors for the sums of tensor_core.cpp, which would else take a third of the time that a sweep runs.
@@ -49,10 +53,12 @@ VECTORS = ["-ftree-vectorize", *(["-mavx2"] if _has("avx2") and platform.machine
 RUNTIME_FLAGS = ["-std=c++17", "-O2", *VECTORS, "-g", "-fPIC", "-Wall", "-Wextra", "-shared"]
 
 _DYNAMIC = re.compile(
-    r"^(?P<indent>[ \t]*)extern\s+__shared__\s+(?P<align>__align__\((?P<bytes>[^()]*)\)\s+)?(?P<type>[\w ]*?\w)\s+"
-    r"(?P<align2>__align__\((?P<bytes2>[^()]*)\)\s+)?(?P<name>\w+)\s*\[\s*\]\s*;",
-    re.MULTILINE,
+    r"\bextern\s+__shared__\s+(?P<align>__align__\((?P<bytes>[^()]*)\)\s+)?(?P<type>[\w ]*?\w)\s+"
+    r"(?P<align2>__align__\((?P<bytes2>[^()]*)\)\s+)?(?P<name>\w+)\s*\[\s*\]\s*;"
 )
+_DYNAMIC_LEFT = re.compile(r"\bextern\s[^;{}]*\b__shared__|\b__shared__\s+extern\b")
+_ASSEMBLY = re.compile(r"\b(?:asm|__asm|__asm__)\b")
+_NO_CODE = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _BETWEEN = r"(?:\s|#line[^\n]*\n)*"
 _NESTED = r"[^()]*"  # with parentheses inside of each other, up to four
 for _ in range(4):
@@ -78,7 +84,7 @@ def translate(source: str) -> str:
     pieces, position, names, types = [], 0, [], {}
     for name, start, end in wrappers.definitions(source):
         body = source[start:end]
-        is_assembly = re.search(r"\basm\b", body)
+        is_assembly = _ASSEMBLY.search(body)
         if not is_assembly and not wrappers.is_known(name):
             continue
         if dtype := wrappers.check(name, body):
@@ -95,12 +101,13 @@ def translate(source: str) -> str:
     def dynamic(match: re.Match[str]) -> str:
         nonlocal alignment
         alignment = match["bytes"] or match["bytes2"] or alignment
-        if match["indent"]:
-            pointer = f"{match['type']} *const {match['name']} = ({match['type']} *)emu_dynamic_shared();"
-            return match["indent"] + pointer
+        if match.start() > 0 and text[match.start() - 1] != "\n":  # in a function
+            return f"{match['type']} *const {match['name']} = ({match['type']} *)emu_dynamic_shared();"
         return f"#define {match['name']} (({match['type']} *)emu_dynamic_shared())"
 
     text = _DYNAMIC.sub(dynamic, text)
+    _refuse(_DYNAMIC_LEFT, text, "a declaration of dynamic shared memory that is not `extern __shared__ TYPE NAME[];`")
+    _refuse(_ASSEMBLY, text, "inline assembly outside of a __device__ function of its own, of which there is a model")
     kernels = {match["name"]: match["bounds"] or "0" for match in _KERNEL.finditer(text)}
     entries = "".join(f"EMU_ENTRY({name}, {bounds})\n" for name, bounds in kernels.items())
     names = list(dict.fromkeys(names))
@@ -113,6 +120,14 @@ def translate(source: str) -> str:
         f"#define EMU_TYPE {int('bf16' in types)}\n{defines}{includes}{text}\n"
         f'#line 1 "emulator entries"\nextern "C" int emu_shared_alignment() {{ return {alignment}; }}\n{entries}'
     )
+
+
+def _refuse(pattern: re.Pattern[str], text: str, what: str) -> None:
+    """Unless it stands in a comment or in a string."""
+    code = _NO_CODE.sub(lambda match: "\n" * match[0].count("\n"), text)
+    if match := pattern.search(code):
+        line = code[code.rfind("\n", 0, match.start()) + 1 :].split("\n", 1)[0].strip()
+        raise NotImplementedError(f"the emulator does not know {what}: {line}")
 
 
 def _cache() -> Path:
@@ -129,8 +144,13 @@ def _remove_old(directory: Path) -> None:
                 path.unlink()
 
 
-def _compile(name: str, parts: list[bytes], commands: list[list[str]], files: dict[str, bytes]) -> Path:
-    digest = hashlib.sha256(b"\0".join(parts + [" ".join(c).encode() for c in commands])).hexdigest()[:24]
+# A command, or what is done to the files in the directory.
+Step = list[str] | Callable[[Path], None]
+
+
+def _compile(name: str, parts: list[bytes], steps: list[Step], files: dict[str, bytes]) -> Path:
+    commands = [" ".join(step).encode() for step in steps if isinstance(step, list)]
+    digest = hashlib.sha256(b"\0".join(parts + commands)).hexdigest()[:24]
     result = _cache() / f"{name}_{digest}.so"
     with contextlib.suppress(FileNotFoundError):
         os.utime(result)
@@ -139,18 +159,23 @@ def _compile(name: str, parts: list[bytes], commands: list[list[str]], files: di
     with open(result.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be about to have it
         if not result.exists():
-            _run_compiler(result, commands, files)
+            _run_steps(result, steps, files)
     return result
 
 
-def _run_compiler(result: Path, commands: list[list[str]], files: dict[str, bytes]) -> None:
+def _run_steps(result: Path, steps: list[Step], files: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory(dir=result.parent) as directory:
         for file, content in files.items():
             (Path(directory) / file).write_bytes(content)
-        for command in commands:
-            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+        for step in steps:
+            if not isinstance(step, list):
+                step(Path(directory))
+                continue
+            environment = {**os.environ, "LC_ALL": "C"}
+            done = subprocess.run(step, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+            uninitialised.raise_if_found(done.stderr)
             if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[:8000]}")
+                raise RuntimeError(f"{' '.join(step)} failed:\n{done.stderr[:8000]}")
         for file in files:
             os.replace(Path(directory) / file, result.with_suffix("." + file.rsplit(".", 1)[-1]))
         os.replace(Path(directory) / "out.so", result)
@@ -171,10 +196,10 @@ def runtime() -> Path:
 def kernel(source: str, described: bool = False) -> Path:
     """A kernel; its symbols of the emulator are found when it is loaded. `described`: it says what is undefined."""
     text = translate(source).encode()
-    commands = [
-        [CXX, *KERNEL_FLAGS, *([] if described else [TRAPS]), "-c", "kernel.cpp", "-o", "kernel.o"],
-        [CXX, "-shared", "kernel.o", "-o", "out.so"],
+    steps: list[Step] = [
+        [CXX, *KERNEL_FLAGS, *([] if described else [TRAPS]), "-S", "kernel.cpp", "-o", "kernel.s"],
+        variables.part_file,
+        [CXX, "-shared", "kernel.s", "-o", "out.so"],
     ]
-    return _compile(
-        "kernel", [text, *(path.read_bytes() for path in sorted(NATIVE.glob("*.h")))], commands, {"kernel.cpp": text}
-    )
+    parts = [*sorted(NATIVE.glob("*.h")), Path(variables.__file__)]
+    return _compile("kernel", [text, *(path.read_bytes() for path in parts)], steps, {"kernel.cpp": text})

@@ -18,6 +18,8 @@ from emulator.data import errors_beside_pytorch
 from emulator.machine import EmulatorError, Settings
 from flash_attention import _native
 
+MOST_SCALE = 3.4028234663852886e38  # of a call: finite in float32
+
 
 def run(args: argparse.Namespace) -> str:
     """Returns what is wrong in one sentence, "" if nothing is."""
@@ -44,6 +46,8 @@ def run_cases(args: argparse.Namespace) -> str:
         except EmulatorError as error:
             failed += 1
             print(f"FAILED {command_line(case)}\n{error}\n", flush=True)
+            if abs(case.scale) > MOST_SCALE:
+                print(f"a scale of {case.scale} is none that a call can have: this says nothing of the kernel\n")
             if not args.keep_going:
                 break
         else:

@@ -14,18 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from emulator import build
+from emulator.errors import EmulatorError
 
 TIMINGS = {"early": 0, "late": 1, "random": 2}
 MODELS = {"hopper": 0, "ampere": 1, "double": 2}
 MARGIN = 16384  # bytes
 MOST_SHARED = 227 * 1024  # of a block, on the GPUs that have most
 MOST_BLOCKS = 16  # of a cluster
+MOST_THREADS = 16384  # at once: each has a stack, and a process only so many of them with guards (vm.max_map_count)
 TRAPPED = 2  # what emu_launch returns
 TYPES = {"fp16": 0, "bf16": 1}
-
-
-class EmulatorError(AssertionError):
-    """What the emulator found wrong with a kernel."""
 
 
 class _Launch(ctypes.Structure):
@@ -46,13 +44,19 @@ class _Launch(ctypes.Structure):
     )
 
 
+class _Variable(ctypes.Structure):
+    """A line of the table that variables.py makes."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("bytes", ctypes.c_uint64), ("name", ctypes.c_char_p))
+
+
 @cache
 def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(build.runtime()), mode=ctypes.RTLD_GLOBAL)
     lib.emu_findings.restype = ctypes.c_char_p
     lib.emu_unwritten.restype = ctypes.c_size_t
     lib.emu_add_memory.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p]
-    lib.emu_launch.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_void_p] * 2
+    lib.emu_launch.argtypes = [ctypes.c_void_p] * 4
     lib.emu_to_float.restype = ctypes.c_float
     lib.emu_to_float.argtypes = [ctypes.c_uint16, ctypes.c_int]
     lib.emu_from_float.restype = ctypes.c_uint16
@@ -123,6 +127,12 @@ class Kernel:
         self.source = source
         self.path: Path = build.kernel(source, described)
         self.module = ctypes.CDLL(str(self.path))
+        self.static_range = (ctypes.c_void_p * 4)()  # where static shared variables lie, and the table of them
+        self.module.emu_static_range(self.static_range)
+
+    def static_variables(self) -> Sequence[_Variable]:
+        begin, end = self.static_range[2] or 0, self.static_range[3] or 0
+        return (_Variable * ((end - begin) // ctypes.sizeof(_Variable))).from_address(begin) if begin else ()
 
     def launch(
         self,
@@ -179,6 +189,11 @@ class Session:
         parts = zip(_three(grid), _three(cluster), strict=True)
         if math.prod(_three(cluster)) > MOST_BLOCKS or any(g % c for g, c in parts):
             raise ValueError(f"{entry}: a grid of {grid} does not consist of clusters of {cluster}")
+        blocks = max(min(settings.resident, math.prod(_three(grid))), math.prod(_three(cluster)))
+        if blocks * math.prod(_three(block)) > MOST_THREADS:
+            raise ValueError(
+                f"{entry}: {blocks} blocks of {block} threads at once; {MOST_THREADS} threads are possible"
+            )
         launch = _Launch(
             (ctypes.c_uint * 3)(*_three(grid)),
             (ctypes.c_uint * 3)(*_three(block)),
@@ -187,15 +202,14 @@ class Session:
             TIMINGS[settings.timing],
             MODELS[settings.model],
             settings.exp2_error,
-            settings.resident,
+            blocks,
             settings.shuffle,
             settings.drain,
             kernel.module.emu_shared_alignment(),
             kernel.registers(entry, math.prod(_three(block))),
             (ctypes.c_uint * 3)(*_three(cluster)),
         )
-        static = _static_range(kernel)
-        shared = shared_bytes + (static[1] or 0) - (static[0] or 0)
+        shared = shared_bytes + sum(variable.bytes for variable in kernel.static_variables())
         if shared > MOST_SHARED:
             raise EmulatorError(f"{entry}: {shared} bytes of shared memory; a block can have {MOST_SHARED}")
         before = [m.array.copy() if m.writable else None for m in self.memory]
@@ -218,18 +232,11 @@ class Session:
         arguments: Sequence[ctypes._SimpleCData | ctypes.Structure],
         launch: _Launch,
     ) -> int:
-        lib, static = library(), _static_range(kernel)
+        lib = library()
         pointers = (ctypes.c_void_p * max(len(arguments), 1))(*(ctypes.addressof(a) for a in arguments))
         lib.emu_reset_findings()
         function = ctypes.cast(getattr(kernel.module, f"emu_entry_{entry}"), ctypes.c_void_p)
-        return lib.emu_launch(function, pointers, ctypes.byref(launch), static[0], static[1])
-
-
-def _static_range(kernel: Kernel) -> ctypes.Array:
-    """Where its static shared variables lie."""
-    static = (ctypes.c_void_p * 2)()
-    kernel.module.emu_static_range(static)
-    return static
+        return lib.emu_launch(function, pointers, ctypes.byref(launch), kernel.static_range)
 
 
 def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:

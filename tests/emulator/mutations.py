@@ -41,6 +41,7 @@ CHECKS = (
     ("between the elements of", "out of bounds"),
     ("no memory of this kernel", "out of bounds"),
     ("nobody has written", "not written"),
+    ("used before it is set", "not written"),
     ("not aligned", "misaligned"),
     ("off a multiple of", "misaligned"),
     ("mbarrier", "mbarrier"),

@@ -30,7 +30,10 @@ def ptx(dtype: str = "fp16") -> str:
 @cache
 def hopper(dtype: str = "fp16", widths: tuple[int, ...] = ()) -> str:
     """templates/cuda/ptx.h and hopper.h, and wgmma.h for each width."""
-    texts = [_native.expand("cuda/ptx.h", {"dtype_16": dtype, "op": "forward"}), _native.expand("cuda/hopper.h", {})]
+    texts = [
+        _native.expand("cuda/ptx.h", {"dtype_16": dtype, "op": "backward", "vector_reduce": 1}),
+        _native.expand("cuda/hopper.h", {}),
+    ]
     texts += [_native.expand("cuda/wgmma.h", {"dtype_16": dtype, "wgmma_n": n}) for n in widths]
     return "\n".join(texts)
 

@@ -144,6 +144,24 @@ def test_what_is_undefined_is_said_of_the_same_launch() -> None:
     assert "small.cu:4 (kernel): reads out_y + 0, which nobody has written" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["int", "unsigned", "long long", "unsigned long long"])
+@pytest.mark.parametrize("operator", ["/", "%"])
+def test_division_of_integers(operator: str, kind: str) -> None:
+    """On a GPU it is no trap, and on the CPU it does not end Python."""
+    text = f"""
+extern "C" __global__ void kernel(const int *in_x, int *out_y) {{
+  {kind} least = ({kind})in_x[0] * ({kind})(sizeof(least) == 8 ? 1ll << 32 : 1);
+  {kind} by = threadIdx.x == 40 ? in_x[1] : 3;
+  out_y[threadIdx.x] = least {operator} by;
+}}"""
+    where = r"^small\.cu:4 \(kernel\): divides integers by zero, or .* undefined\n    by block \(0, 0, 0\) thread 40 "
+    run(text, np.array([-(2**31), 1], np.int32), np.zeros(64, np.int32), block=64)
+    for by in [0] if "unsigned" in kind else [0, -1]:
+        with pytest.raises(EmulatorError) as error:
+            run(text, np.array([-(2**31), by], np.int32), np.zeros(64, np.int32), block=64)
+        assert re.search(where, str(error.value), re.MULTILINE), error.value
+
+
 def test_place_of_a_finding() -> None:
     """The line, who came to it through which calls, and the other side of a race."""
     with pytest.raises(EmulatorError) as error:
@@ -153,7 +171,7 @@ def test_place_of_a_finding() -> None:
     caller = next(i + 1 for i, line in enumerate(lines) if "load(stages + (k" in line)
     places = "|".join(map(str, copies))
     assert re.search(rf"^small\.cu:({places}) \(load\) < small\.cu:{caller} \(kernel\): race", str(error.value), re.M)
-    assert re.search(r"read by warp \d at small\.cu:\d+ \(kernel\)", str(error.value))
+    assert re.search(r"read by warp \d (lane \d+ )?at small\.cu:\d+ \(kernel\)", str(error.value))
 
 
 def test_place_in_a_function_of_its_own() -> None:
@@ -272,6 +290,66 @@ static __device__ __forceinline__ void prefetch(const void *p) { asm volatile("p
 extern "C" __global__ void kernel(float *out_x) { prefetch(out_x); }"""
     with pytest.raises(NotImplementedError, match="no model of prefetch"):
         run(text, np.zeros(32, np.float32))
+
+
+@pytest.mark.parametrize("keyword", ["asm", "__asm__", "__asm"])
+def test_unknown_assembly(keyword: str) -> None:
+    """However it is spelled, and wherever it stands; not where it is only spoken of."""
+    text = f"""
+/* asm */
+static __device__ __forceinline__ void wait() {{ {keyword} __volatile__("membar.gl;"); }}
+extern "C" __global__ void kernel(float *out_x) {{ wait(); /* in __asm__ */ }}"""
+    with pytest.raises(NotImplementedError, match="no model of wait"):
+        run(text, np.zeros(32, np.float32))
+    text = text.replace("wait();", f'{keyword} volatile("membar.gl;");').replace(
+        f'{{ {keyword} __volatile__("me', '{ ("me'
+    )
+    with pytest.raises(NotImplementedError, match=r"inline assembly outside of .*: extern"):
+        run(text, np.zeros(32, np.float32))
+    run(text.replace(f'{keyword} volatile("membar.gl;");', "out_x[threadIdx.x] = 1;"), np.zeros(32, np.float32))
+
+
+def test_known_assembly_in_another_spelling() -> None:
+    source = hopper("fp16", (16,))
+    build.translate(source.replace("asm volatile(", "__asm__ __volatile__("))
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "extern __shared__ __align__(128) float x[];",
+        "if (blocks) { extern __shared__ float x[]; x[threadIdx.x] = 0; } extern __shared__ float x[];",
+        "/* */ extern  __shared__\n  float  x [ ] ;",
+    ],
+)
+def test_dynamic_shared_memory(declaration: str) -> None:
+    text = f"""
+extern "C" __global__ void kernel(float *out_x, int blocks) {{ {declaration}
+  __syncthreads();
+  x[threadIdx.x] = threadIdx.x;
+  __syncwarp();
+  out_x[threadIdx.x] = x[31 - threadIdx.x] * blocks;
+}}"""
+    out = np.zeros(32, np.float32)
+    run(text, out, 1, shared=128)
+    np.testing.assert_array_equal(out, 31 - np.arange(32))
+    with pytest.raises(EmulatorError, match=r"shared memory \+ ?124, out of bounds"):
+        run(text, out, 1, shared=124)
+
+
+def test_dynamic_shared_memory_in_another_way() -> None:
+    text = 'extern "C" __global__ void kernel(float *out_x) { extern __shared__ float x[][4]; out_x[0] = x[0][0]; }'
+    with pytest.raises(NotImplementedError, match=r"dynamic shared memory that is not .* x\[\]\[4\]"):
+        run(text, np.zeros(32, np.float32))
+
+
+def test_as_many_blocks_at_once_as_there_are_or_can_be() -> None:
+    """Those of the grid, whatever is asked for; and no more threads than there are stacks."""
+    turns(TURNS, 5, 1 << 30)
+    text = 'extern "C" __global__ void kernel(int *out_x) { out_x[blockIdx.x * 1024 + threadIdx.x] = 1; }'
+    with pytest.raises(ValueError, match="20 blocks of 1024 threads at once; 16384 threads are possible"):
+        run(text, np.zeros(20480, np.int32), grid=20, block=1024, settings=Settings(resident=100000))
+    run(text, np.zeros(20480, np.int32), grid=20, block=1024, settings=Settings(resident=16))
 
 
 CHANGED_WRAPPERS = {

@@ -78,7 +78,7 @@ LOAD_MISTAKES = {
     17: "race: reads shared memory .* brings data",
     18: "race: reads shared memory .* brings data",
     19: "writes shared memory \\+ 2048, where an mbarrier is that was initialised by",
-    20: "race: copy writes shared memory .* read by warp \\d at small.cu",
+    20: "race: copy writes shared memory .* read by warp \\d lane \\d+ at small.cu",
 }
 
 

@@ -149,7 +149,7 @@ WARP_MISTAKES = {
     3: "256 threads are more than the block has",
     4: "barrier 1: this thread expects \\d+ threads, an earlier one \\d+",
     5: "deadlock: (.|\\n)*waits for the other lanes of its warp at a named barrier",
-    6: "deadlock: (.|\\n)*waits for named barrier 2, where \\d+ of 128 threads are",
+    6: "deadlock: (.|\\n)*waits for a named barrier \\(barrier 2, where 96 of 128 threads are\\)",
     7: "deadlock: (.|\\n)*waits for elect",
     8: "without __launch_bounds__ it is ignored",
 }

@@ -25,6 +25,7 @@ _BRACE = re.compile(rf"[{{}}]|{_STRING}|//[^\n]*|/\*.*?\*/", re.DOTALL)  # those
 _TOKEN = re.compile(
     rf"(?P<string>{_STRING})|(?P<space>(?:\s|//[^\n]*|/\*.*?\*/|^#line[^\n]*)+)|\w+|.", re.M | re.DOTALL
 )
+_SPELLINGS = {"__asm__": "asm", "__asm": "asm", "__volatile__": "volatile", "__volatile": "volatile"}
 _PRODUCT = re.compile(r"wgmma_m64n(\d+)k16")
 
 
@@ -53,7 +54,7 @@ def normalised(text: str) -> str:
     for token in _TOKEN.finditer(text):
         if token["space"]:
             continue
-        piece = token[0]
+        piece = _SPELLINGS.get(token[0], token[0])
         if token["string"] and string:
             result, piece = result[:-1], piece[1:]
         is_word = bool(re.match(r"\w", piece)) and not token["string"]

@@ -26,9 +26,11 @@ static void release_barrier(Block &block, Barrier &barrier) {
   passed();
 }
 
-static std::string barrier_state(const Barrier &barrier, int id) {
+static std::string barrier_state(const Thread &thread) {
+  const Barrier &barrier = *thread.at_barrier;
   char text[80];
-  snprintf(text, sizeof text, " %d, where %u of %u threads are", id, barrier.arrived, barrier.wanted);
+  snprintf(text, sizeof text, " (barrier %d, where %u of %u threads are)",
+           (int)(&barrier - thread.warp->block->barrier), barrier.arrived, barrier.wanted);
   return text;
 }
 
@@ -40,10 +42,17 @@ static Barrier &arrive_at_barrier(int id, u32 wanted, bool waits, uintptr_t pc) 
     fatal(pc, "barrier %d: this thread expects %u threads, an earlier one %u", id, wanted, barrier.wanted);
   barrier.wanted = wanted;
   barrier.arrived++;
-  if (waits)
-    barrier.warps |= 1u << thread.warp->index;
-  else
+  thread.at_barrier = &barrier;
+  u32 warp = thread.warp->index;
+  if (waits) {
+    if (barrier.warps >> warp & 1 && barrier.pc[warp] != pc)
+      differ(id ? "a named barrier" : "__syncthreads", barrier.first[warp], pc, barrier.pc[warp]);
+    barrier.warps |= 1u << warp;
+    barrier.pc[warp] = pc;
+    barrier.first[warp] = thread.lane;
+  } else {
     barrier.gathered.join(release_lane(thread));
+  }
   return barrier;
 }
 
@@ -57,7 +66,7 @@ extern "C" int emu_barrier(int vote) {
     release_barrier(block, barrier);
   } else {
     barrier.waiting.push_back(&thread);
-    wait_here("__syncthreads", EMU_PC);
+    wait_here("__syncthreads", EMU_PC, barrier_state);
   }
   return barrier.result_votes;
 }
@@ -75,13 +84,13 @@ extern "C" void emu_named_barrier(int id, int threads, int waits) {
     fatal(EMU_PC, "barrier %d: %d threads are no whole number of warps", id, threads);
   if ((u32)threads > block.num_warps * WARP)
     fatal(EMU_PC, "barrier %d: %d threads are more than the block has", id, threads);
-  meet("the other lanes of its warp at a named barrier", &kinds[waits], 0xffffffffu, nullptr, EMU_PC, nothing);
+  meet_aligned("the other lanes of its warp at a named barrier", &kinds[waits], nullptr, EMU_PC, nothing);
   Barrier &barrier = arrive_at_barrier(id, (u32)threads, waits != 0, EMU_PC);
   if (barrier.arrived == barrier.wanted) {
     release_barrier(block, barrier);
   } else if (waits) {
     barrier.waiting.push_back(&thread);
-    wait_here("named barrier", EMU_PC, barrier_state(barrier, id));
+    wait_here("a named barrier", EMU_PC, barrier_state);
   }
 }
 

@@ -251,7 +251,7 @@ static void mark_reads(const BulkCopy &copy, ReadState state) {
   for (const Piece &piece : copy.pieces)
     if (piece.begin < piece.end)
       mark_read(shared_place(*copy.block, piece.address + piece.begin, piece.end - piece.begin, "a copy", copy.pc),
-                piece.end - piece.begin, state, false, copy.pc);
+                piece.end - piece.begin, state, 1u << copy.thread->lane, copy.pc);
 }
 
 void mark_store_reads(const Warp &warp) {

@@ -81,24 +81,36 @@ void synchronise(Warp &warp, u32 lanes) {
   warp.synchronised = warp.epoch++;
 }
 
-static bool lane_knows(const Thread &thread, u64 block, u32 agent, u32 clock, unsigned lane) {
-  return thread.known && thread.known->of(block, agent).covers(clock, lane);
+static bool lane_knows(const Thread &thread, u64 block, u32 agent, u32 clock, u32 lanes) {
+  if (!thread.known)
+    return false;
+  const Epoch &epoch = thread.known->of(block, agent);
+  return lanes == AS_ONE ? epoch.covers_one(clock) : !epoch.missing(clock, lanes);
 }
 
-bool knows(u64 block, u32 agent, u32 clock, unsigned lane, bool collective) {
+bool knows(u64 block, u32 agent, u32 clock, u32 lanes, bool collective) {
   const Thread &thread = *machine.now;
   const Warp &warp = *thread.warp;
   if (clock == NEVER)
     return false;
-  if (block == warp.block->index && agent == warp.index &&
-      (clock <= warp.synchronised || (!collective && lane == thread.lane)))
+  bool own = block == warp.block->index && agent == warp.index;
+  if (own && clock <= warp.synchronised)
     return true;
-  if (warp.clock.of(block, agent).covers(clock, lane))
-    return true;
+  const Epoch &epoch = warp.clock.of(block, agent);
+  if (lanes == AS_ONE) {
+    if (epoch.covers_one(clock))
+      return true;
+  } else {
+    if (own && !collective)
+      lanes &= ~(1u << thread.lane);
+    lanes = epoch.missing(clock, lanes);
+    if (!lanes)
+      return true;
+  }
   if (!collective)
-    return lane_knows(thread, block, agent, clock, lane);
+    return lane_knows(thread, block, agent, clock, lanes);
   for (u32 i = 0; i < WARP; i++)
-    if (warp.lanes >> i & 1 && !lane_knows(warp.thread[i], block, agent, clock, lane))
+    if (warp.lanes >> i & 1 && !lane_knows(warp.thread[i], block, agent, clock, lanes))
       return false;
   return true;
 }

@@ -19,21 +19,16 @@ enum {
   MAX_AGENTS = MAX_WARPS + MAX_BARRIERS,
   NEVER = 0x3ffffff /* the time of what asynchronous operations still do */
 };
-/* Whose accesses they were, besides 0 to 31: the warp's as one, so that what one lane tells is true of all; or those of
- * some lanes, nobody knows which. */
-enum { ALL_LANES = 62, SEVERAL_LANES = 63 };
+/* Whose accesses they were: a bit for each lane, or the warp's as one, so that what one lane tells is true of all. */
+enum : u32 { AS_ONE = 0 };
 enum : u64 { NO_BLOCK = ~0ull };
 
 /* Up to when an agent's accesses are known: of all lanes, and a little further of some of them. */
 struct Epoch {
   u32 all, some, lanes;
-  bool covers(u32 clock, unsigned lane) const {
-    if (clock <= all)
-      return true;
-    if (clock > some)
-      return false;
-    return lane == ALL_LANES ? lanes != 0 : lane == SEVERAL_LANES ? lanes == ~0u : (lanes >> lane & 1) != 0;
-  }
+  /* Of these lanes' accesses at that time, those that are not known. */
+  u32 missing(u32 clock, u32 of) const { return clock <= all ? 0 : clock <= some ? of & ~lanes : of; }
+  bool covers_one(u32 clock) const { return clock <= all || (clock <= some && lanes != 0); }
   void join(const Epoch &other);
 };
 
@@ -57,7 +52,8 @@ void acquire(Thread &thread, const Clock &clock);
 /* The lanes of a warp learn what each of them knows and did. */
 void synchronise(Warp &warp, u32 lanes);
 
-/* Does the running thread (or, `collective`, do all lanes of its warp) know of an access at this time? */
-bool knows(u64 block, u32 agent, u32 clock, unsigned lane, bool collective);
+/* Does the running thread (or, `collective`, do all lanes of its warp) know of all these lanes' accesses at this time?
+ */
+bool knows(u64 block, u32 agent, u32 clock, u32 lanes, bool collective);
 
 } // namespace emu

@@ -42,6 +42,11 @@ extern "C" void emu_cluster_arrive() {
   release_if_complete(cluster);
 }
 
+static std::string barrier_state(const Thread &thread) {
+  const Cluster &cluster = *thread.warp->block->cluster;
+  return " (phase " + std::to_string(cluster.phase) + ", where " + std::to_string(cluster.arrived) + " threads are)";
+}
+
 extern "C" void emu_cluster_wait() {
   Thread &thread = *machine.now;
   Cluster &cluster = *thread.warp->block->cluster;
@@ -49,7 +54,7 @@ extern "C" void emu_cluster_wait() {
     fatal(EMU_PC, "cluster_wait: this thread has not arrived");
   if (cluster.phase == thread.cluster_phase) {
     cluster.waiting.push_back(&thread);
-    wait_here("the barrier of the cluster", EMU_PC);
+    wait_here("the barrier of the cluster", EMU_PC, barrier_state);
   }
   thread.at_cluster_barrier = false;
   acquire(thread, cluster.published);

@@ -10,11 +10,14 @@
 
 namespace emu {
 
-enum { SIGNALS = 5, LONG_SECONDS = 20 };
+enum { SIGNALS = 6 };
+/* Of processor time: without a barrier that lets somebody pass or a thread that ends; without a thread that ends. */
+extern "C" int emu_seconds_to_pass, emu_seconds_to_end;
+int emu_seconds_to_pass = 10, emu_seconds_to_end = 300;
 static struct sigaction before[SIGNALS];
-static const int signals[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGVTALRM};
-static u64 last_turn;
-static int seconds;
+static const int signals[SIGNALS] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGVTALRM};
+static u64 last_turn, last_pass, last_end;
+static int since_pass, since_end;
 static pthread_t ours; /* the thread that runs the grid */
 
 /* The handler returns into this instead of to where the crash was, on the thread's stack or what is left of it. */
@@ -24,8 +27,10 @@ static const void *crash_address;
 alignas(64) static unsigned char spare_stack[65536];
 
 static void crashed() {
-  if (seconds >= LONG_SECONDS)
-    fatal(crash_pc + 1, "runs for %d seconds and waits for nobody: an endless loop", LONG_SECONDS);
+  if (crash_signal == SIGVTALRM)
+    fatal(crash_pc + 1, "runs for %d seconds and waits for nobody: an endless loop", since_pass);
+  if (crash_signal == SIGFPE)
+    fatal(crash_pc + 1, "%s", UNDEFINED_DIVISION);
   machine.trapped = crash_signal == SIGILL || crash_signal == SIGTRAP; /* x86-64, aarch64 */
   fatal(crash_pc + 1, "crashes at the address %p: a wild pointer, a trap, or more local variables than a stack holds",
         crash_address);
@@ -33,10 +38,15 @@ static void crashed() {
 
 static void handle(int signal, siginfo_t *info, void *context) {
   if (signal == SIGVTALRM) {
-    seconds = machine.turns == last_turn ? seconds + 1 : 0;
+    bool lets_others_run = machine.turns != last_turn;
+    since_pass = machine.passes == last_pass ? since_pass + 1 : 0;
+    since_end = machine.ends == last_end ? since_end + 1 : 0;
     last_turn = machine.turns;
-    if (seconds < LONG_SECONDS || !machine.now || !pthread_equal(ours, pthread_self()))
-      return;
+    last_pass = machine.passes;
+    last_end = machine.ends;
+    machine.overdue = since_pass >= emu_seconds_to_pass || since_end >= emu_seconds_to_end;
+    if (!machine.overdue || lets_others_run || !machine.now || !pthread_equal(ours, pthread_self()))
+      return; /* the scheduler says who is where */
   } else if (!machine.now) {
     for (int i = 0; i < SIGNALS; i++)
       if (signals[i] == signal)
@@ -69,7 +79,7 @@ void catch_crashes() {
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   for (int i = 0; i < SIGNALS; i++)
     sigaction(signals[i], &action, &before[i]);
-  seconds = 0;
+  since_pass = since_end = 0;
   ours = pthread_self();
   const itimerval each_second = {{1, 0}, {1, 0}};
   setitimer(ITIMER_VIRTUAL, &each_second, nullptr);

@@ -13,12 +13,15 @@
 #define __grid_constant__
 #define __constant__ const
 #define __align__(n) __attribute__((aligned(n)))
-/* Static shared variables lie together; the scheduler exchanges them when another block runs. */
+/* Static shared variables lie together, with room in between (variables.py); the scheduler exchanges them when another
+ * block runs. */
 #define __shared__ static __attribute__((section("emu_shared")))
 
 extern "C" {
 extern unsigned char __start_emu_shared[] __attribute__((weak, visibility("hidden")));
 extern unsigned char __stop_emu_shared[] __attribute__((weak, visibility("hidden")));
+extern unsigned char __start_emu_variables[] __attribute__((weak, visibility("hidden")));
+extern unsigned char __stop_emu_variables[] __attribute__((weak, visibility("hidden")));
 unsigned emu_shared_window(const void *pointer);
 void *emu_dynamic_shared();
 int emu_barrier(int vote);
@@ -28,6 +31,7 @@ unsigned emu_vote(unsigned mask, unsigned value, int kind);
 unsigned emu_active_mask();
 void emu_yield();
 void emu_touch_atomic(const void *address, int bytes);
+void emu_atomic_changed();
 void emu_ldmatrix(unsigned *r, unsigned address, int count, int trans);
 void emu_mma_m16n8k16(float *c, const unsigned *a, unsigned b0, unsigned b1, int type);
 void emu_copy_async(unsigned shared, const void *global, int bytes, int valid);
@@ -215,10 +219,15 @@ EMU_SHUFFLE(__shfl_xor_sync, 3)
 static __forceinline__ unsigned long __cvta_generic_to_shared(const void *p) { return emu_shared_window(p); }
 template <class T> static __forceinline__ T __ldg(const T *p) { return *p; }
 /* The access is seen where the atomic stands; the accesses that carry it out are in a function of their own, unseen. */
+template <class T> EMU_UNSEEN static __forceinline__ void emu_set(T *address, T x) {
+  if (__builtin_memcmp(address, &x, sizeof(T)))
+    emu_atomic_changed();
+  *address = x;
+}
 #define EMU_ATOMIC(NAME, RESULT)                                                                                       \
   template <class T> EMU_UNSEEN EMU_APART T emu_##NAME(T *address, T x) {                                              \
     T old = *address;                                                                                                  \
-    *address = RESULT;                                                                                                 \
+    emu_set(address, RESULT);                                                                                          \
     return old;                                                                                                        \
   }                                                                                                                    \
   template <class T, class V> static __forceinline__ T NAME(T *address, V value) {                                     \
@@ -235,7 +244,7 @@ EMU_ATOMIC(atomicAnd, old &x)
 template <class T> EMU_UNSEEN EMU_APART T emu_atomicCAS(T *address, T compare, T value) {
   T old = *address;
   if (old == compare)
-    *address = value;
+    emu_set(address, value);
   return old;
 }
 template <class T> static __forceinline__ T atomicCAS(T *address, T compare, T value) {
@@ -271,4 +280,6 @@ template <class... A> EMU_UNSEEN static __forceinline__ void emu_enter(void (*ke
 extern "C" void emu_static_range(void **range) {
   range[0] = __start_emu_shared;
   range[1] = __stop_emu_shared;
+  range[2] = __start_emu_variables; /* the table that variables.py makes */
+  range[3] = __stop_emu_variables;
 }

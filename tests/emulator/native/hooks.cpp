@@ -70,7 +70,10 @@ extern "C" void __ubsan_handle_shift_out_of_bounds(SourceLocation *, uintptr_t, 
 OVERFLOW(add_overflow, "overflow in an addition")
 OVERFLOW(sub_overflow, "overflow in a subtraction")
 OVERFLOW(mul_overflow, "overflow in a multiplication")
-OVERFLOW(divrem_overflow, "division by zero, or overflow in a division,")
+/* Behind this call the processor would stop. */
+extern "C" void __ubsan_handle_divrem_overflow(SourceLocation *, uintptr_t, uintptr_t) {
+  fatal(EMU_PC, "%s", UNDEFINED_DIVISION);
+}
 extern "C" void __ubsan_handle_float_cast_overflow(void *, uintptr_t) {
   finding(EMU_PC, "a floating-point number that an integer cannot hold is converted to one");
 }

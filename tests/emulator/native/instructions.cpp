@@ -45,7 +45,7 @@ static void load_matrices(Warp &warp, u32 mask, void **arguments) {
 extern "C" void emu_ldmatrix(u32 *r, u32 address, int count, int trans) {
   static const char kinds[2][5] = {};
   LoadMatrix load = {r, address, count, trans != 0, EMU_PC};
-  meet(trans ? "ldmatrix (trans)" : "ldmatrix", &kinds[trans][count], 0xffffffffu, &load, EMU_PC, load_matrices);
+  meet_aligned(trans ? "ldmatrix (trans)" : "ldmatrix", &kinds[trans][count], &load, EMU_PC, load_matrices);
 }
 
 /* --- stmatrix ---------------------------------------------------------------------------------------------------- */
@@ -83,7 +83,7 @@ static void store_matrices(Warp &warp, u32 mask, void **arguments) {
 extern "C" void emu_stmatrix(const u32 *r, u32 address, int count, int trans) {
   static const char kinds[2][5] = {};
   StoreMatrix store = {r, address, count, trans != 0, EMU_PC};
-  meet(trans ? "stmatrix (trans)" : "stmatrix", &kinds[trans][count], 0xffffffffu, &store, EMU_PC, store_matrices);
+  meet_aligned(trans ? "stmatrix (trans)" : "stmatrix", &kinds[trans][count], &store, EMU_PC, store_matrices);
 }
 
 /* --- mma --------------------------------------------------------------------------------------------------------- */
@@ -93,13 +93,14 @@ struct Multiply {
   const u32 *a;
   u32 b[2];
   int type;
+  uintptr_t pc;
 };
 
 static void multiply(Warp &, u32 mask, void **arguments) {
   uint16_t a[16][16], b[16][8];
   float c[16][8];
   if (mask != 0xffffffffu)
-    fatal(0, "mma by a warp of fewer than 32 lanes");
+    fatal(((Multiply *)arguments[0])->pc, "mma by a warp of fewer than 32 lanes");
   for (int l = 0; l < WARP; l++) {
     Multiply &m = *(Multiply *)arguments[l];
     int g = l / 4, t = l % 4;
@@ -124,8 +125,8 @@ static void multiply(Warp &, u32 mask, void **arguments) {
 
 extern "C" void emu_mma_m16n8k16(float *c, const u32 *a, u32 b0, u32 b1, int type) {
   static const char kind = 0;
-  Multiply m = {c, a, {b0, b1}, type};
-  meet("mma", &kind, 0xffffffffu, &m, EMU_PC, multiply);
+  Multiply m = {c, a, {b0, b1}, type, EMU_PC};
+  meet_aligned("mma", &kind, &m, EMU_PC, multiply);
 }
 
 /* --- shuffles and votes ------------------------------------------------------------------------------------------ */
@@ -248,9 +249,9 @@ static std::map<const void *, Clock> released;
 void flags_launch() { released.clear(); }
 
 extern "C" int emu_load_acquire(const int *flag) {
-  touch(flag, 4, ATOMIC, EMU_PC);
-  machine.spins++;
-  yield();
+  touch(flag, 4, ATOMIC_READ, EMU_PC);
+  look_at(flag, EMU_PC);
+  yield(EMU_PC);
   auto found = released.find(flag);
   if (found != released.end())
     acquire(*machine.now, found->second);
@@ -260,22 +261,26 @@ extern "C" int emu_load_acquire(const int *flag) {
 extern "C" void emu_store_release(int *flag, int value) {
   touch(flag, 4, ATOMIC, EMU_PC);
   released[flag].join(release_lane(*machine.now));
+  if (*flag != value)
+    happened();
   *flag = value;
-  passed();
 }
 
 extern "C" void emu_touch_atomic(const void *address, int bytes) {
   if ((uintptr_t)address % (u32)bytes)
     fatal(EMU_PC, "an atomic at an address that is not aligned to %d bytes", bytes);
   touch(address, (size_t)bytes, ATOMIC, EMU_PC);
-  machine.spins++; /* a loop of atomics may wait for another thread */
+  look_at(address, EMU_PC); /* a loop of atomics may wait for another thread */
   if (random_below(4) == 0)
-    yield();
+    yield(EMU_PC);
 }
 
+/* An atomic has changed memory. */
+extern "C" void emu_atomic_changed() { happened(); }
+
 extern "C" void emu_yield() {
-  machine.spins++;
-  yield();
+  look_on(EMU_PC);
+  yield(EMU_PC);
 }
 extern "C" u32 emu_shared_window(const void *pointer) { return shared_window(pointer, EMU_PC); }
 extern "C" void *emu_dynamic_shared() { return machine.now->warp->block->shared; }

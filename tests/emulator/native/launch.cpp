@@ -1,7 +1,6 @@
 /* The way in from Python. */
 #include "machine.h"
 
-#include <algorithm>
 #include <cstdio>
 
 namespace emu {
@@ -15,12 +14,10 @@ struct Launch {
 };
 
 /* Runs one launch; returns 0 when every thread came to its end, 2 after a trap. What was found is in emu_findings(). */
-extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launch *launch, unsigned char *static_begin,
-                          unsigned char *static_end) {
+extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launch *launch,
+                          void *const static_range[4]) {
   machine.settings = {launch->seed,     launch->timing,  launch->model, launch->exp2_error,
                       launch->resident, launch->shuffle, launch->drain};
-  u32 cluster_size = launch->cluster[0] * launch->cluster[1] * launch->cluster[2];
-  machine.settings.resident = std::max(launch->resident, (int)cluster_size);
   machine.random = launch->seed * 0x9e3779b97f4a7c15ull + 0x1234567;
   if (!machine.random)
     machine.random = 1;
@@ -34,7 +31,7 @@ extern "C" int emu_launch(void (*kernel)(void **), void **arguments, const Launc
   machine.shared_alignment = (u32)launch->shared_alignment;
   machine.kernel = kernel;
   machine.arguments = arguments;
-  setup_static(static_begin, static_end);
+  setup_static(static_range);
   memory_launch();
   flags_launch();
   bulk_launch();

@@ -2,11 +2,14 @@
  * The emulated GPU: a grid of blocks of warps of threads, each thread a fiber. Every plain access of a kernel comes
  * here too, because kernels are compiled with the calls that -fsanitize=thread inserts.
  *
- *     scheduler.cpp      runs blocks, lets lanes of a warp meet, finds deadlocks
+ *     scheduler.cpp      runs blocks, lets lanes of a warp meet
+ *     deadlock.cpp       what a thread waits for or polls, and whether anybody can go on
  *     barrier.cpp        lets threads of a block meet
  *     clock.cpp          what is known to have happened
  *     memory.cpp         what an address is: bounds
- *     shadow.cpp         who touched each byte last: initialisation, races by happens-before
+ *     variables.cpp      static shared variables
+ *     shadow.cpp         who touched each byte since it was written: initialisation, races by happens-before
+ *     history.cpp        the accesses of which shadow.cpp keeps more than one
  *     registers.cpp      registers: those that products use, and those that warpgroups hand on
  *     instructions.cpp   ldmatrix, stmatrix, mma, shuffles, atomics
  *     tensor_core.cpp    how tensor cores add; conversions of 16-bit types
@@ -35,19 +38,41 @@ namespace emu {
 
 enum { MAX_PENDING = 32, WARPGROUP = 4 /* warps */ };
 
+struct Barrier;
+struct Block;
+struct Cluster;
+struct Mbarrier;
+struct Thread;
+struct Warp;
+
 struct Dim {
   unsigned x, y, z;
+};
+
+/* How many since what has another number with each event. */
+struct Count {
+  u32 count;
+  u64 since;
+  u32 of(u64 now) const { return since == now ? count : 0; }
+  void add(u64 now) {
+    count = of(now) + 1;
+    since = now;
+  }
+};
+
+/* What a thread that polls looked at last. */
+struct Look {
+  uintptr_t pc;
+  const void *address;     /* or nullptr */
+  const Mbarrier *barrier; /* or nullptr */
+  u32 parity;
+  Count looks; /* since machine.events */
 };
 
 /* What threadIdx and its like read; the kernel side (cuda.h) has the same struct. */
 struct Ids {
   Dim thread, block, block_dim, grid_dim;
 };
-
-struct Block;
-struct Cluster;
-struct Mbarrier;
-struct Warp;
 
 /* A cp.async that has been issued and not waited for. */
 struct Copy {
@@ -63,13 +88,16 @@ struct Thread {
   Ids ids;
   void *sp;
   Warp *warp;
-  unsigned lane, index;  /* index in the block */
-  const char *waits_for; /* nullptr: can run */
-  uintptr_t wait_pc;
-  std::string wait_detail;
+  unsigned lane, index;                               /* index in the block */
+  const char *waits_for;                              /* nullptr: can run */
+  uintptr_t wait_pc;                                  /* where it waits, or let others run last */
+  std::string (*describe_wait)(const Thread &thread); /* or nullptr */
+  Look look;
   bool done, timed_out, at_cluster_barrier;
   const Mbarrier *awaits; /* or nullptr */
   u32 awaits_parity;
+  const Barrier *at_barrier; /* the last one */
+  u32 wants_registers;
   std::vector<Copy> copies;
   u64 group;                     /* the open group of copies */
   u64 bulk_group;                /* the open group of bulk stores */
@@ -81,8 +109,9 @@ struct Thread {
 
 /* Lanes on their way to one warp-wide operation. */
 struct Meeting {
-  const void *what; /* nullptr: free */
-  u32 mask, arrived;
+  const void *what;         /* nullptr: free */
+  u32 mask, arrived, first; /* lane that has come */
+  uintptr_t pc;             /* where that is */
   void *argument[WARP];
 };
 
@@ -118,13 +147,16 @@ struct Warp {
   std::deque<Product> products;
   u64 product_group; /* the open group of products */
   u64 products_begun;
-  u32 registers;                    /* of a thread */
-  std::vector<u32> register_counts; /* that setmaxnreg asked for */
+  Count looks, looks_since_any; /* of its threads, since machine.events and machine.happenings */
+  u32 registers;                /* of a thread */
+  std::vector<std::pair<u32, uintptr_t>> register_counts; /* that setmaxnreg asked for, and where */
 };
 
 struct Barrier {
-  u32 arrived, wanted; /* threads */
-  u32 warps;           /* that wait, a bit each */
+  u32 arrived, wanted;     /* threads */
+  u32 warps;               /* that wait, a bit each */
+  uintptr_t pc[MAX_WARPS]; /* where they do, and one of the lanes that do */
+  u32 first[MAX_WARPS];
   int votes, result_votes, result_arrived;
   std::vector<Thread *> waiting;
   Clock gathered; /* of those that only arrived */
@@ -149,6 +181,7 @@ struct Asked {
   u64 a, b;
   u32 n;
   bool from_registers, trans_a, trans_b, accumulate;
+  uintptr_t pc;
   bool operator==(const Asked &o) const {
     return a == o.a && b == o.b && n == o.n && from_registers == o.from_registers && trans_a == o.trans_a &&
            trans_b == o.trans_b && accumulate == o.accumulate;
@@ -187,7 +220,7 @@ struct Settings {
   u64 seed;
   int timing, model;
   int exp2_error; /* 2^x is off by at most so many units in the last place, at random */
-  int resident;   /* blocks at once */
+  int resident;   /* blocks at once, a cluster at least */
   int shuffle;    /* blocks begin in random order */
   int drain;      /* copies that are under way when a thread ends are a finding */
 };
@@ -206,8 +239,14 @@ struct Machine {
   Block *loaded; /* whose static shared variables are in place */
   void *scheduler_sp;
   bool failed, yielded;
-  bool trapped;      /* a thread came to an instruction that stands for undefined behaviour, or to a __trap() */
-  u64 spins;         /* reads of flags, and atomics, since something else happened */
+  bool trapped; /* a thread came to an instruction that stands for undefined behaviour, or to a __trap() */
+  u64 looks;    /* of threads that poll, since something happened */
+  bool may_spin;
+  u64 events;        /* that a look may have seen, so far */
+  u64 passes;        /* barriers that let somebody pass, so far */
+  u64 happenings;    /* of both kinds */
+  u64 ends;          /* of threads */
+  bool overdue;      /* nobody has passed a barrier for long */
   u64 turns;         /* of threads, so far */
   u32 timeouts;      /* of waits with a time limit, since a barrier let someone pass */
   u64 products_open; /* that have not read their operands */
@@ -217,24 +256,50 @@ struct Machine {
 };
 
 extern Machine machine;
+extern "C" Ids emu_ids_now;
 
 u32 random_below(u32 n);
 
 /* scheduler.cpp */
-void wait_here(const char *what, uintptr_t pc, const std::string &detail = ""); /* until wake() */
+void wait_here(const char *what, uintptr_t pc,
+               std::string (*describe)(const Thread &thread) = nullptr); /* until wake() */
 void wake(Thread &thread);
-void yield();
+void yield(uintptr_t pc);
 void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_t pc,
           void (*perform)(Warp &warp, u32 mask, void **arguments));
-void progress();                  /* something happened that a spinning thread may wait for */
-void passed();                    /* a barrier let someone pass */
+void differ(const char *what, u32 lane, uintptr_t pc, uintptr_t other); /* a finding: two lanes are not at the same */
+/* Of instructions that are .aligned: all lanes of the warp must be at the same one. */
+void meet_aligned(const char *what, const void *kind, void *argument, uintptr_t pc,
+                  void (*perform)(Warp &warp, u32 mask, void **arguments));
 bool has_ended(const Warp &warp); /* all its threads have */
 bool run_grid();
 
+/* deadlock.cpp */
+void happened(); /* something that a thread that polls may wait for */
+void passed();   /* a barrier let someone pass */
+void saw_what_it_waits_for(Warp &warp);
+void look_at(const void *address, uintptr_t pc);
+void look_at_barrier(const Mbarrier &barrier, u32 parity, uintptr_t pc);
+void look_on(uintptr_t pc); /* at what it looked at before */
+bool all_spin();
+void deadlock(const char *how); /* ends the launch and says who waits where */
+
 /* memory.cpp */
-enum Access { READ, WRITE, ATOMIC, COLLECTIVE_READ, COPY_SOURCE, PRODUCT_READ, BULK_READ, BULK_WRITE, BULK_ADD };
+enum Access {
+  READ,
+  WRITE,
+  ATOMIC_READ,
+  ATOMIC, /* what changes memory */
+  COLLECTIVE_READ,
+  COPY_SOURCE,
+  PRODUCT_READ,
+  BULK_READ,
+  BULK_WRITE,
+  BULK_ADD
+};
 void touch(const void *address, size_t bytes, Access access, uintptr_t pc);
 bool is_shared(const void *address);
+std::string place_of(const void *address); /* for people */
 void block_memory_begin(Block &block);
 void block_memory_end(Block &block);
 void mark_in_flight(unsigned char *to, u32 bytes, uintptr_t pc); /* after touch(WRITE) */
@@ -243,14 +308,13 @@ void memory_launch(); /* a new launch: what earlier launches wrote is there for 
 unsigned char *shared_pointer(u32 address, u32 bytes, const char *what, uintptr_t pc);
 u32 shared_window(const void *pointer, uintptr_t pc);
 void *stack_of(int slot, unsigned thread, size_t *bytes);
-void setup_static(unsigned char *begin, unsigned char *end);
 
 /* A place in the shared memory of a block: window addresses there, offsets for people. */
 struct SharedPlace {
   Block *block;
   size_t offset; /* in the dynamic or the static part */
   bool is_static;
-  std::string part() const; /* "shared memory", or of which block */
+  std::string text() const; /* for people */
 };
 SharedPlace shared_place(Block &block, u32 address, u32 bytes, const char *what, uintptr_t pc);
 unsigned char *shared_data(const SharedPlace &place); /* good until another block runs */
@@ -258,9 +322,16 @@ void touch_shared(const SharedPlace &place, size_t bytes, Access access, uintptr
 void mark_bulk_write(const SharedPlace &place, size_t bytes, u32 agent, u32 phase, uintptr_t pc);
 void mark_barrier(const SharedPlace &place, uintptr_t pc);
 enum ReadState { UNDER_WAY, DONE };
-void mark_read(const SharedPlace &place, size_t bytes, ReadState state, bool collective, uintptr_t pc);
+void mark_read(const SharedPlace &place, size_t bytes, ReadState state, u32 lanes, uintptr_t pc);
 void mark_open_reads(const Warp &warp); /* after DONE: what this warp still reads, be it the same */
 void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc);
+
+/* variables.cpp */
+void setup_static(void *const range[4]); /* where they lie, and their table */
+bool is_static(const void *address);
+size_t static_bytes();
+void check_static(size_t offset, size_t bytes, const char *does, uintptr_t pc); /* bounds */
+std::string static_name(size_t offset);
 
 /* registers.cpp */
 void registers_launch(unsigned char *stacks, size_t bytes);
@@ -276,7 +347,7 @@ void copies_at_exit(Thread &thread);
 /* mbarrier.cpp */
 Mbarrier &find_barrier(Block &block, u32 address, const char *what, uintptr_t pc);
 void barrier_bytes(Block &block, u32 address, long bytes, uintptr_t pc);
-std::string describe_wait(const Thread &thread);
+std::string mbarrier_state(const Mbarrier &barrier, u32 awaited_parity);
 u32 barrier_agent(const Block &block, const Mbarrier &barrier);
 
 /* bulk.cpp */
@@ -308,6 +379,7 @@ void finding(uintptr_t pc, const char *format, ...) __attribute__((format(printf
 [[noreturn]] void fatal(uintptr_t pc, const char *format, ...) __attribute__((format(printf, 2, 3)));
 std::string at(uintptr_t pc); /* "@{module offset}", which the Python side turns into a line of source */
 std::string who(const Thread &thread);
+#define UNDEFINED_DIVISION "divides integers by zero, or the least by -1: no trap on a GPU, but the result is undefined"
 
 #define EMU_PC ((uintptr_t)__builtin_return_address(0))
 

@@ -11,8 +11,6 @@ namespace emu {
 
 enum { MAX_ARRIVALS = (1 << 20) - 1, MAX_BYTES = (1 << 20) - 1, BARRIER_BYTES = 8 };
 
-static std::string name_of(const SharedPlace &place) { return place.part() + " + " + std::to_string(place.offset); }
-
 static Mbarrier *look_up(Block &block, u32 address) {
   for (Mbarrier &barrier : block.mbarrier)
     if (barrier.address == address)
@@ -34,8 +32,8 @@ Mbarrier &find_barrier(Block &block, u32 address, const char *what, uintptr_t pc
   SharedPlace place = barrier_place(block, address, what, pc);
   Mbarrier *barrier = look_up(block, address);
   if (!barrier)
-    fatal(pc, "%s: no mbarrier has been initialised at %s", what, name_of(place).c_str());
-  if (!knows(barrier->init_block, barrier->init_warp, barrier->init_epoch, barrier->init_lane, false))
+    fatal(pc, "%s: no mbarrier has been initialised at %s", what, place.text().c_str());
+  if (!knows(barrier->init_block, barrier->init_warp, barrier->init_epoch, 1u << barrier->init_lane, false))
     finding(pc, "race: %s: the mbarrier at %s was initialised by warp %u lane %u at %s, with no barrier in between",
             what, barrier->name.c_str(), barrier->init_warp, barrier->init_lane, at(barrier->pc).c_str());
   return *barrier;
@@ -48,7 +46,7 @@ extern "C" void emu_mbarrier_init(u32 address, u32 arrivals) {
   if (arrivals < 1 || arrivals > MAX_ARRIVALS)
     fatal(EMU_PC, "barrier_init: %u arrivals; 1 to %d are possible", arrivals, MAX_ARRIVALS);
   if (look_up(block, address))
-    fatal(EMU_PC, "barrier_init: there is an mbarrier at %s already", name_of(place).c_str());
+    fatal(EMU_PC, "barrier_init: there is an mbarrier at %s already", place.text().c_str());
   if (block.mbarrier.size() == MAX_BARRIERS)
     fatal(EMU_PC, "barrier_init: the emulator knows only %d mbarriers of a block", MAX_BARRIERS);
   if (block.mbarrier.empty())
@@ -56,7 +54,7 @@ extern "C" void emu_mbarrier_init(u32 address, u32 arrivals) {
   touch_shared(place, BARRIER_BYTES, WRITE, EMU_PC);
   mark_barrier(place, EMU_PC);
   Mbarrier barrier = {};
-  barrier.name = name_of(place);
+  barrier.name = place.text();
   barrier.address = address;
   barrier.arrivals = arrivals;
   barrier.pending = arrivals;
@@ -111,7 +109,7 @@ extern "C" void emu_mbarrier_arrive(u32 address) {
   Block &block = *machine.now->warp->block;
   arrive(block, find_barrier(block, address, "barrier_arrive", EMU_PC), "barrier_arrive", EMU_PC);
   if (random_below(8) == 0)
-    yield();
+    yield(EMU_PC);
 }
 
 /* At the barrier of another block of the cluster. */
@@ -143,7 +141,7 @@ void barrier_bytes(Block &block, u32 address, long bytes, uintptr_t pc) {
   end_phase_if_complete(block, *barrier);
 }
 
-static std::string state(const Mbarrier &barrier, u32 parity) {
+std::string mbarrier_state(const Mbarrier &barrier, u32 parity) {
   char text[240];
   snprintf(text, sizeof text,
            " at %s: parity %u is awaited, phase %u (parity %u) goes on, %ld of %u arrivals and %ld bytes are missing",
@@ -151,6 +149,8 @@ static std::string state(const Mbarrier &barrier, u32 parity) {
            barrier.bytes);
   return text;
 }
+
+static std::string awaited_state(const Thread &thread) { return mbarrier_state(*thread.awaits, thread.awaits_parity); }
 
 /* A wait that has a time limit: now and then it gives up early. */
 extern "C" int emu_mbarrier_try(u32 address, u32 parity) {
@@ -161,34 +161,33 @@ extern "C" int emu_mbarrier_try(u32 address, u32 parity) {
     finding(EMU_PC, "barrier_try: parity %u is neither 0 nor 1", parity);
   if ((barrier.phase & 1) == (parity & 1)) {
     if (random_below(8) == 0) {
-      yield();
+      look_at_barrier(barrier, parity, EMU_PC);
+      yield(EMU_PC);
       return 0;
     }
     barrier.waiting.push_back(&thread);
     thread.timed_out = false;
     thread.awaits = &barrier;
     thread.awaits_parity = parity;
-    wait_here("mbarrier", EMU_PC);
+    wait_here("mbarrier", EMU_PC, awaited_state);
     thread.awaits = nullptr;
     if (thread.timed_out) {
       for (size_t i = 0; i < barrier.waiting.size(); i++)
         if (barrier.waiting[i] == &thread)
           barrier.waiting.erase(barrier.waiting.begin() + (long)i--);
+      look_at_barrier(barrier, parity, EMU_PC);
       return 0;
     }
     if ((barrier.phase & 1) == (parity & 1))
       return 0; /* while this thread slept, the next phase ended too */
   } else if (random_below(8) == 0) {
-    yield();
+    yield(EMU_PC);
     if ((barrier.phase & 1) == (parity & 1))
       return 0;
   }
+  saw_what_it_waits_for(*thread.warp);
   acquire(thread, barrier.published);
   return 1;
-}
-
-std::string describe_wait(const Thread &thread) {
-  return thread.awaits ? state(*thread.awaits, thread.awaits_parity) : thread.wait_detail;
 }
 
 } // namespace emu

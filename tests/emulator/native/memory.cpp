@@ -11,12 +11,18 @@ namespace emu {
 enum { PAGE = 4096, STACK_BYTES = 256 * 1024, STACK_GUARD = 1 << 20 };
 
 static std::vector<Region> regions; /* in the order of their addresses */
-static std::vector<std::pair<uintptr_t, uintptr_t>> modules;
 static unsigned char *shared_arena, *stacks;
 static size_t shared_stride, stacks_bytes, shared_arena_bytes;
 static u32 shared_offset;
 
-static size_t static_bytes() { return (size_t)(machine.static_end - machine.static_begin); }
+typedef std::vector<std::pair<uintptr_t, uintptr_t>> Ranges;
+
+static Ranges module, constants; /* of the kernel: all of it, and what is only read */
+static bool contains(const Ranges &ranges, const void *address, size_t bytes) {
+  uintptr_t p = (uintptr_t)address;
+  return std::any_of(ranges.begin(), ranges.end(),
+                     [&](const auto &range) { return p >= range.first && p + bytes <= range.second; });
+}
 
 /* --- accesses ---------------------------------------------------------------------------------------------------- */
 
@@ -35,6 +41,8 @@ static void no_such_address(const void *address, size_t bytes, Access access, ui
   if (nearest)
     fatal(pc, "%s %zu bytes at %s %+ld, out of bounds: it has %ld bytes", does, bytes, nearest->name.c_str(),
           (long)(p - nearest->begin), (long)(nearest->end - nearest->begin));
+  if (contains(module, address, 1))
+    fatal(pc, "%s %zu bytes of a variable that is neither shared nor constant", does, bytes);
   fatal(pc, "%s %zu bytes at %p, which is no memory of this kernel", does, bytes, address);
 }
 
@@ -62,7 +70,8 @@ void touch(const void *address, size_t bytes, Access access, uintptr_t pc) {
     touch_shared({&block, (size_t)offset, false}, bytes, access, pc);
     return;
   }
-  if (p >= machine.static_begin && p < machine.static_end) {
+  if (is_static(p)) {
+    check_static((size_t)(p - machine.static_begin), bytes, is_read(access) ? "reads" : "writes", pc);
     touch_shared({&block, (size_t)(p - machine.static_begin), true}, bytes, access, pc);
     return;
   }
@@ -71,25 +80,25 @@ void touch(const void *address, size_t bytes, Access access, uintptr_t pc) {
     touch_global(*region, (size_t)(p - region->begin), bytes, access, pc);
     return;
   }
-  for (const auto &module : modules)
-    if ((uintptr_t)p >= module.first && (uintptr_t)p < module.second)
-      return;
+  if (is_read(access) && contains(constants, address, bytes))
+    return;
   no_such_address(address, bytes, access, pc);
+}
+
+std::string place_of(const void *address) {
+  unsigned char *p = (unsigned char *)address;
+  if (Region *region = find_region(p))
+    return region->name + " + " + std::to_string(p - region->begin);
+  if (is_static(p))
+    return SharedPlace{machine.blocks[0], (size_t)(p - machine.static_begin), true}.text();
+  return is_shared(address) ? "shared memory" : "memory";
 }
 
 /* What a bulk copy of the running thread wrote there is done and known to it. */
 void mark_global_done(unsigned char *address, size_t bytes, uintptr_t pc) {
   Region *region = find_region(address);
-  if (!region)
-    return;
-  const Thread &t = *machine.now;
-  size_t offset = (size_t)(address - region->begin);
-  for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
-    Mark &w = region->write[cell];
-    if (w.clock == NEVER && w.pc == pc && w.block == t.warp->block->index && w.agent == t.warp->index &&
-        w.lane == t.lane)
-      w.clock = t.warp->epoch;
-  }
+  if (region)
+    global_done(*region, (size_t)(address - region->begin), bytes, pc);
 }
 
 /* --- addresses of shared memory ---------------------------------------------------------------------------------- */
@@ -102,14 +111,14 @@ static u32 static_window() { return (u32)(WINDOW + (shared_offset + machine.shar
 
 bool is_shared(const void *address) {
   const unsigned char *p = (const unsigned char *)address;
-  return (size_t)(p - shared_arena) < shared_arena_bytes || (p >= machine.static_begin && p < machine.static_end);
+  return (size_t)(p - shared_arena) < shared_arena_bytes || is_static(p);
 }
 
 /* Congruent to the pointer modulo a page. Where the memory begins is as badly aligned as its declaration allows. */
 u32 shared_window(const void *pointer, uintptr_t pc) {
   unsigned char *p = (unsigned char *)pointer;
   Block &block = *machine.now->warp->block;
-  if (p >= machine.static_begin && p < machine.static_end)
+  if (is_static(p))
     return (u32)(static_window() + ((uintptr_t)machine.static_begin % PAGE) + (p - machine.static_begin));
   if ((size_t)(p - shared_arena) >= shared_arena_bytes)
     fatal(pc, "the address %p is not in shared memory", pointer);
@@ -119,8 +128,10 @@ u32 shared_window(const void *pointer, uintptr_t pc) {
 SharedPlace shared_place(Block &block, u32 address, u32 bytes, const char *what, uintptr_t pc) {
   if (address >= static_window()) {
     size_t offset = address - static_window() - (uintptr_t)machine.static_begin % PAGE;
-    if (offset + bytes <= static_bytes())
+    if (offset + bytes <= static_bytes()) {
+      check_static(offset, bytes, what, pc);
       return {&block, offset, true};
+    }
   } else {
     long offset = (long)address - WINDOW - (long)shared_offset;
     if (offset >= 0 && (size_t)offset + bytes <= machine.shared_bytes)
@@ -142,29 +153,31 @@ unsigned char *shared_pointer(u32 address, u32 bytes, const char *what, uintptr_
 
 /* --- setting up -------------------------------------------------------------------------------------------------- */
 
-void setup_static(unsigned char *begin, unsigned char *end) {
-  machine.static_begin = begin;
-  machine.static_end = end;
-}
-
 void *stack_of(int slot, unsigned thread, size_t *bytes) {
   size_t threads = (size_t)machine.block_dim.x * machine.block_dim.y * machine.block_dim.z;
   *bytes = STACK_BYTES - PAGE;
   return stacks + ((size_t)slot * threads + thread) * STACK_BYTES + PAGE;
 }
 
+/* The segments of the module that `wanted` is in. */
 static int add_module(dl_phdr_info *info, size_t, void *wanted) {
+  auto range = [&](const ElfW(Phdr) & segment) {
+    uintptr_t begin = info->dlpi_addr + segment.p_vaddr;
+    return std::make_pair(begin, begin + segment.p_memsz);
+  };
+  Ranges all, read_only;
   for (int i = 0; i < info->dlpi_phnum; i++) {
-    uintptr_t begin = info->dlpi_addr + info->dlpi_phdr[i].p_vaddr;
-    if ((uintptr_t)wanted < begin || (uintptr_t)wanted >= begin + info->dlpi_phdr[i].p_memsz)
-      continue;
-    for (int k = 0; k < info->dlpi_phnum; k++)
-      if (info->dlpi_phdr[k].p_type == PT_LOAD)
-        modules.push_back({info->dlpi_addr + info->dlpi_phdr[k].p_vaddr,
-                           info->dlpi_addr + info->dlpi_phdr[k].p_vaddr + info->dlpi_phdr[k].p_memsz});
-    return 1;
+    const ElfW(Phdr) &segment = info->dlpi_phdr[i];
+    if (segment.p_type == PT_LOAD)
+      all.push_back(range(segment));
+    if ((segment.p_type == PT_LOAD && !(segment.p_flags & PF_W)) || segment.p_type == PT_GNU_RELRO)
+      read_only.push_back(range(segment));
   }
-  return 0;
+  if (!contains(all, wanted, 1))
+    return 0;
+  module = all;
+  constants = read_only;
+  return 1;
 }
 
 /* What a launch has had is kept for those that need no more: guards make each stack an area of its own in the kernel's
@@ -196,15 +209,13 @@ static void reserve_stacks(size_t bytes) {
 }
 
 void memory_launch() {
-  modules.clear();
   dl_iterate_phdr(add_module, (void *)machine.kernel);
-  dl_iterate_phdr(add_module, (void *)&machine);
+  constants.push_back({(uintptr_t)&emu_ids_now, (uintptr_t)(&emu_ids_now + 1)});
   for (Region &region : regions) {
     for (Mark &w : region.write)
-      if (w.kind == WRITTEN || w.kind == ADDED)
+      if (w.kind == WRITTEN)
         w.kind = HOST;
-    for (Mark &r : region.read)
-      r.kind = UNWRITTEN;
+    std::fill(region.since.begin(), region.since.end(), (u32)NO_HISTORY);
   }
   u32 align = machine.shared_alignment;
   shared_offset = align < 1024 ? align : 0;
@@ -230,7 +241,7 @@ extern "C" void emu_add_memory(const char *name, void *memory, size_t bytes, int
   Region region = {name, (unsigned char *)memory, (unsigned char *)memory + bytes, writable != 0, {}, {}};
   size_t cells = (bytes + CELL - 1) / CELL;
   region.write.resize(cells);
-  region.read.resize(cells);
+  region.since.resize(writable ? cells : 0, NO_HISTORY);
   for (size_t i = 0; i < cells; i++)
     region.write[i].kind = (Kind)state[i];
   auto behind = std::upper_bound(regions.begin(), regions.end(), region.begin,

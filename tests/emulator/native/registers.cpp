@@ -108,7 +108,7 @@ static void check_request(const Warp &warp, const Request &request) {
 static void hand_on(Warp &warp, u32, void **arguments) {
   const Request &request = *(Request *)arguments[0];
   check_request(warp, request);
-  warp.register_counts.push_back(request.count);
+  warp.register_counts.push_back({request.count, request.pc});
   if (request.increase)
     return;
   warp.block->free_registers += (long)warp.registers - (long)request.count;
@@ -119,12 +119,20 @@ static void hand_on(Warp &warp, u32, void **arguments) {
   passed();
 }
 
+static std::string missing_registers(const Thread &thread) {
+  const Warp &warp = *thread.warp;
+  char text[120];
+  snprintf(text, sizeof text, ": %u each, %ld more, and %ld are free for one warp", thread.wants_registers,
+           (long)thread.wants_registers - (long)warp.registers, warp.block->free_registers);
+  return text;
+}
+
 extern "C" void emu_registers(int count, int increase) {
   static const char kinds[2] = {};
   Request request = {(u32)count, increase != 0, EMU_PC};
   Warp &warp = *machine.now->warp;
   Block &block = *warp.block;
-  meet("setmaxnreg", &kinds[increase], 0xffffffffu, &request, EMU_PC, hand_on);
+  meet_aligned("setmaxnreg", &kinds[increase], &request, EMU_PC, hand_on);
   while (increase && warp.registers < (u32)count) {
     long needed = count - (long)warp.registers;
     if (block.free_registers >= needed) {
@@ -132,10 +140,8 @@ extern "C" void emu_registers(int count, int increase) {
       warp.registers = (u32)count;
       break;
     }
-    char text[120];
-    snprintf(text, sizeof text, ": %d each, %ld more, and %ld are free for one warp", count, needed,
-             block.free_registers);
-    wait_here("registers", EMU_PC, text);
+    machine.now->wants_registers = (u32)count;
+    wait_here("registers", EMU_PC, missing_registers);
   }
 }
 
@@ -154,7 +160,7 @@ void registers_at_exit(Warp &warp) {
   }
   for (u32 w = first; w < first + WARPGROUP; w++)
     if (block.warp[w].register_counts != block.warp[first].register_counts)
-      finding(0, "setmaxnreg: warp %u has executed %zu, warp %u of its warpgroup %zu, or others", w,
+      finding(0, "setmaxnreg: warp %u has executed %zu, warp %u of its warpgroup %zu, or others at other places", w,
               block.warp[w].register_counts.size(), first, block.warp[first].register_counts.size());
 }
 

@@ -32,14 +32,18 @@ std::string who(const Thread &thread) {
 }
 
 static void add(uintptr_t pc, const char *format, va_list arguments) {
-  char text[4000];
-  vsnprintf(text, sizeof text, format, arguments);
-  std::string place = at(pc);
+  va_list again;
+  va_copy(again, arguments);
+  std::string text((size_t)vsnprintf(nullptr, 0, format, again) + 1, '\0');
+  va_end(again);
+  vsnprintf(&text[0], text.size(), format, arguments);
+  text.pop_back();
+  std::string place = pc ? at(pc) + ": " : "";
   /* The same thing at the same place is said once. */
   std::string key = place + std::string(format);
   if (!known.insert(key).second || ++count > MOST_FINDINGS)
     return;
-  found += place + ": " + text;
+  found += place + text;
   if (machine.now)
     found += "\n    by " + who(*machine.now);
   found += "\n";

@@ -6,13 +6,11 @@
 #include "machine.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 
 namespace emu {
 
 Machine machine;
-extern "C" Ids emu_ids_now;
 Ids emu_ids_now;
 
 u32 random_below(u32 n) {
@@ -22,19 +20,12 @@ u32 random_below(u32 n) {
   return n ? (u32)((machine.random >> 11) % n) : 0;
 }
 
-void progress() { machine.spins = 0; }
-
-void passed() {
-  progress();
-  machine.timeouts = 0;
-}
-
 static void to_scheduler(Thread &thread) { emu_switch(&thread.sp, machine.scheduler_sp); }
 
-void wait_here(const char *what, uintptr_t pc, const std::string &detail) {
+void wait_here(const char *what, uintptr_t pc, std::string (*describe)(const Thread &)) {
   Thread &thread = *machine.now;
   thread.waits_for = what;
-  thread.wait_detail = detail;
+  thread.describe_wait = describe;
   thread.wait_pc = pc;
   thread.warp->ready &= ~(1u << thread.lane);
   copies_tick(thread);
@@ -46,10 +37,48 @@ void wake(Thread &thread) {
   thread.warp->ready |= 1u << thread.lane;
 }
 
-void yield() {
+void yield(uintptr_t pc) {
   machine.yielded = true;
+  machine.now->wait_pc = pc;
   copies_tick(*machine.now);
   to_scheduler(*machine.now);
+}
+
+/* Those who have come to the same before, with the same mask; or a new one. */
+static Meeting &find_meeting(Warp &warp, const void *kind, u32 mask, u32 lane, uintptr_t pc) {
+  for (Meeting &m : warp.meeting)
+    if (m.what == kind && m.mask == mask && !(m.arrived >> lane & 1))
+      return m;
+  for (Meeting &m : warp.meeting)
+    if (!m.what) {
+      m.what = kind;
+      m.mask = mask;
+      m.arrived = 0;
+      m.first = lane;
+      m.pc = pc;
+      return m;
+    }
+  fatal(pc, "lanes of a warp are at more than %d places at once", MAX_PENDING);
+}
+
+/* This lane has come; the last one does what all have come for. */
+static void join(Meeting &meeting, const char *what, void *argument, uintptr_t pc,
+                 void (*perform)(Warp &, u32, void **)) {
+  Thread &thread = *machine.now;
+  Warp &warp = *thread.warp;
+  meeting.arrived |= 1u << thread.lane;
+  meeting.argument[thread.lane] = argument;
+  if (meeting.arrived != meeting.mask) {
+    wait_here(what, pc);
+    return;
+  }
+  perform(warp, meeting.mask, meeting.argument);
+  meeting.what = nullptr;
+  for (u32 i = 0; i < WARP; i++)
+    if (meeting.mask >> i & 1 && i != thread.lane)
+      wake(warp.thread[i]);
+  if (random_below(8) == 0)
+    yield(pc);
 }
 
 void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_t pc,
@@ -62,31 +91,22 @@ void meet(const char *what, const void *kind, u32 mask, void *argument, uintptr_
     fatal(pc, "%s: lane %u is not in its own mask %#x", what, thread.lane, mask);
   if (mask & ~warp.lanes)
     fatal(pc, "%s: mask %#x has lanes that do not exist", what, mask);
-  Meeting *meeting = nullptr;
-  for (Meeting &m : warp.meeting)
-    if (m.what == kind && m.mask == mask && !(m.arrived >> thread.lane & 1))
-      meeting = &m;
-  for (int i = 0; !meeting && i < MAX_PENDING; i++)
-    if (!warp.meeting[i].what) {
-      meeting = &warp.meeting[i];
-      meeting->what = kind;
-      meeting->mask = mask;
-      meeting->arrived = 0;
-    }
-  meeting->arrived |= 1u << thread.lane;
-  meeting->argument[thread.lane] = argument;
-  if (meeting->arrived != mask) {
-    wait_here(what, pc);
-    return;
-  }
-  progress();
-  perform(warp, mask, meeting->argument);
-  meeting->what = nullptr;
-  for (u32 i = 0; i < WARP; i++)
-    if (mask >> i & 1 && i != thread.lane)
-      wake(warp.thread[i]);
-  if (random_below(8) == 0)
-    yield();
+  join(find_meeting(warp, kind, mask, thread.lane, pc), what, argument, pc, perform);
+}
+
+void differ(const char *what, u32 lane, uintptr_t pc, uintptr_t other) {
+  finding(pc,
+          "%s: lane %u of the warp is at another one, at %s; an instruction that is .aligned must be the same for all",
+          what, lane, at(other).c_str());
+}
+
+void meet_aligned(const char *what, const void *kind, void *argument, uintptr_t pc,
+                  void (*perform)(Warp &, u32, void **)) {
+  Thread &thread = *machine.now;
+  Meeting &meeting = find_meeting(*thread.warp, kind, thread.warp->lanes, thread.lane, pc);
+  if (meeting.pc != pc)
+    differ(what, meeting.first, pc, meeting.pc);
+  join(meeting, what, argument, pc, perform);
 }
 
 /* --- threads and blocks ------------------------------------------------------------------------------------------ */
@@ -109,6 +129,7 @@ static void thread_main() {
   products_at_exit(thread);
   registers_at_exit(*thread.warp);
   cluster_at_exit(thread);
+  machine.ends++;
   passed();
   to_scheduler(thread);
 }
@@ -167,7 +188,7 @@ static void begin_cluster(u64 index, const std::vector<int> &slots) {
 }
 
 static void load_static(Block &block) {
-  size_t bytes = (size_t)(machine.static_end - machine.static_begin);
+  size_t bytes = static_bytes();
   if (!bytes || machine.loaded == &block)
     return;
   if (machine.loaded)
@@ -191,35 +212,6 @@ static void run_warp(Warp &warp) {
     emu_switch(&machine.scheduler_sp, machine.now->sp);
     machine.now = nullptr;
   }
-}
-
-/* Who waits where, a line for each group of threads that waits for the same. */
-static std::string waiting() {
-  std::map<std::string, std::string> groups;
-  for (Block *block : machine.blocks)
-    for (Warp &warp : block->warp) {
-      std::map<std::string, u32> lanes;
-      for (u32 i = 0; i < WARP; i++)
-        if (warp.lanes >> i & 1) {
-          Thread &t = warp.thread[i];
-          lanes[t.done        ? "has exited"
-                : t.waits_for ? std::string("waits for ") + t.waits_for + describe_wait(t) + " at " + at(t.wait_pc)
-                              : "spins"] |= 1u << i;
-        }
-      for (auto &item : lanes) {
-        char text[100];
-        snprintf(text, sizeof text, " (%u,%u,%u)/%u", block->id.x, block->id.y, block->id.z, warp.index);
-        groups[item.first] += text;
-        if (item.second != warp.lanes) {
-          snprintf(text, sizeof text, "[lanes %#x]", item.second);
-          groups[item.first] += text;
-        }
-      }
-    }
-  std::string text;
-  for (auto &item : groups)
-    text += "\n    " + item.first + ": block/warp" + item.second.substr(0, 600);
-  return text;
 }
 
 static Warp *next_warp() {
@@ -291,7 +283,7 @@ static bool step_async() {
 /* Those whose wait has a time limit find that it is over; a few times, as that may never help. */
 static bool time_out() {
   bool any = false;
-  if (machine.timeouts++ >= 20)
+  if (machine.timeouts >= 20)
     return false;
   for (Block *block : machine.blocks)
     for (Thread &thread : block->thread)
@@ -300,33 +292,31 @@ static bool time_out() {
         wake(thread);
         any = true;
       }
+  machine.timeouts += any;
   return any;
 }
 
-static void deadlock(const char *how) {
-  machine.now = nullptr;
-  finding(0, "deadlock: %s%s", how, waiting().c_str());
-  machine.failed = true;
-}
-
-/* One warp goes on, or what is asynchronous does. */
+/* One warp goes on, or what is asynchronous does. Where all poll it is as if they waited. */
 static void step() {
-  enum { SPINS_LATE = 2000, SPINS_DEADLOCK = 1000000 };
+  enum { LOOKS_LATE = 2000 };
   Warp *warp = next_warp();
-  bool idle = !warp || machine.spins > SPINS_LATE;
+  bool idle = !warp || machine.looks > LOOKS_LATE;
   bool now = machine.settings.timing == TIMING_RANDOM && (bulk_pending() || products_pending()) && !random_below(4);
-  if ((idle || now) && step_async() && idle) {
-    progress();
-    return;
+  if ((idle || now) && step_async()) {
+    happened();
+    if (idle)
+      return;
   }
-  if (!warp) {
-    if (!time_out())
-      deadlock("all threads wait");
+  if (idle && time_out())
     return;
-  }
-  if (machine.spins > SPINS_DEADLOCK)
-    return deadlock("threads spin and nothing happens");
-  run_warp(*warp);
+  if (machine.overdue)
+    deadlock("an endless loop: for long nobody has passed a barrier, or no thread has ended");
+  else if (!warp)
+    deadlock("deadlock: all threads wait");
+  else if (all_spin())
+    deadlock("deadlock: threads spin and nothing happens");
+  else
+    run_warp(*warp);
 }
 
 static std::vector<u64> order_of_clusters() {
@@ -345,7 +335,9 @@ bool run_grid() {
   std::vector<bool> used((size_t)machine.settings.resident, false);
   size_t begun = 0;
   machine.failed = machine.trapped = false;
-  machine.spins = machine.timeouts = 0;
+  machine.overdue = false;
+  happened();
+  passed();
   machine.products_open = 0;
   machine.loaded = nullptr;
   machine.now = nullptr;

@@ -1,6 +1,7 @@
 /*
- * Who touched each byte last, and whether the next access is in order. Two accesses, one of them a write, that no
- * barrier (or release and acquire) orders are a race whether or not they happened to meet in this run.
+ * Who touched each byte since it was written, and whether the next access is in order. Two accesses, one of them a
+ * write, that no barrier (or release and acquire) orders are a race whether or not they happened to meet in this run.
+ * Atomics are in order with each other.
  */
 #include "shadow.h"
 
@@ -9,28 +10,42 @@
 
 namespace emu {
 
-/* Of a block's shared memory: dynamic, then static. Reads are kept by warp: clock << 6 | lane; the last read by another
- * block of the cluster apart. */
+/* The last reads by a warp. */
+struct Reads {
+  uintptr_t pc;
+  u32 clock, lanes;
+};
+
+/* Of a block's shared memory: dynamic, then static. Of each warp of the block one time has a place of its own, as there
+ * mostly is no other: what is read again was read before the warp last synchronised. */
 struct SharedShadow {
+  size_t cells;
   std::vector<Mark> write;
-  std::vector<uintptr_t> read_pc; /* 0: no warp of the block has read it since it was written */
-  std::vector<u32> reads;
-  std::map<size_t, Mark> foreign_read;
+  std::vector<u32> readers;  /* a bit for each warp that has a place */
+  std::vector<Reads> places; /* of warp w from w * cells */
+  std::vector<u32> since;    /* heads of the histories of all else */
 };
 
 static std::vector<SharedShadow> shadows; /* by slot */
 
 static size_t dynamic_cells() { return (machine.shared_bytes + CELL - 1) / CELL; }
 
-void shadow_launch(size_t resident) { shadows.resize(resident); }
+void shadow_launch(size_t resident) {
+  history_launch();
+  shadows.resize(resident);
+  for (SharedShadow &shadow : shadows)
+    shadow.since.clear();
+}
 
 void shadow_begin(Block &block) {
   SharedShadow &shadow = shadows[(size_t)block.slot];
-  size_t cells = dynamic_cells() + ((size_t)(machine.static_end - machine.static_begin) + CELL - 1) / CELL;
-  shadow.write.assign(cells, Mark{});
-  shadow.read_pc.assign(cells, 0);
-  shadow.reads.assign(cells * block.num_warps, 0);
-  shadow.foreign_read.clear();
+  for (u32 &head : shadow.since)
+    forget_history(head);
+  shadow.cells = dynamic_cells() + (static_bytes() + CELL - 1) / CELL;
+  shadow.write.assign(shadow.cells, Mark{});
+  shadow.readers.assign(shadow.cells, 0);
+  shadow.places.resize(shadow.cells * block.num_warps);
+  shadow.since.assign(shadow.cells, NO_HISTORY);
 }
 
 /* --- ordering ---------------------------------------------------------------------------------------------------- */
@@ -50,7 +65,7 @@ static bool ordered(const Mark &mark, bool collective) {
   if (mark.clock == m.clock && mark.agent == m.agent && mark.lane == m.lane && mark.block == m.block &&
       one == last_one[collective] && machine.turns == last_turn[collective])
     return true;
-  if (!knows(mark.block, mark.agent, mark.clock, mark.lane, collective))
+  if (!knows(mark.block, mark.agent, mark.clock, 1u << mark.lane, collective))
     return false;
   m = mark;
   last_one[collective] = one;
@@ -59,8 +74,8 @@ static bool ordered(const Mark &mark, bool collective) {
 }
 
 /* The same of the last reads of the running thread's turn, one of each warp. */
-static bool ordered_read(u64 block, u32 warp, u32 read) {
-  static u32 last[MAX_WARPS];
+static bool ordered_read(u64 block, u32 warp, const Reads &read) {
+  static Reads last[MAX_WARPS];
   static u64 last_block, last_turn;
   static const Thread *last_thread;
   if (machine.now != last_thread || machine.turns != last_turn || block != last_block) {
@@ -69,9 +84,9 @@ static bool ordered_read(u64 block, u32 warp, u32 read) {
     last_turn = machine.turns;
     last_block = block;
   }
-  if (read == last[warp])
+  if (read.clock == last[warp].clock && read.lanes == last[warp].lanes)
     return true;
-  bool known = knows(block, warp, read >> 6, read & 63, false);
+  bool known = knows(block, warp, read.clock, read.lanes, false);
   if (known)
     last[warp] = read;
   return known;
@@ -84,14 +99,19 @@ static Block *find_block(u64 index) {
   return nullptr;
 }
 
-/* Has the thread that wrote this made it known to asynchronous operations, and is that known here? */
-static bool fenced(const Mark &mark, bool collective) {
-  Block *block = find_block(mark.block);
-  if (!block || mark.agent >= MAX_WARPS)
+/* Have the lanes that wrote this made it known to asynchronous operations, and is that known here? */
+static bool fenced(u64 of, u32 agent, u32 clock, u32 lanes, bool collective) {
+  Block *block = find_block(of);
+  if (!block || agent >= MAX_WARPS)
     return true;
-  const std::vector<u32> &fences = block->thread[mark.agent * WARP + mark.lane].proxy_fences;
-  auto fence = std::lower_bound(fences.begin(), fences.end(), mark.clock);
-  return fence != fences.end() && knows(mark.block, mark.agent, *fence + 1, mark.lane, collective);
+  for (; lanes; lanes &= lanes - 1) {
+    u32 lane = (u32)__builtin_ctz(lanes);
+    const std::vector<u32> &fences = block->thread[agent * WARP + lane].proxy_fences;
+    auto fence = std::lower_bound(fences.begin(), fences.end(), clock);
+    if (fence == fences.end() || !knows(of, agent, *fence + 1, 1u << lane, collective))
+      return false;
+  }
+  return true;
 }
 
 static std::string describe(const Mark &mark) {
@@ -101,18 +121,30 @@ static std::string describe(const Mark &mark) {
   return text + at(mark.pc);
 }
 
+static std::string describe(u64 block, u32 warp, u32 lanes, uintptr_t pc) {
+  std::string text = "warp " + std::to_string(warp);
+  if (block != machine.now->warp->block->index)
+    text = "block " + std::to_string(block) + " " + text;
+  if (lanes && !(lanes & (lanes - 1)))
+    text += " lane " + std::to_string(__builtin_ctz(lanes));
+  return text + " at " + at(pc);
+}
+
 /* --- one access -------------------------------------------------------------------------------------------------- */
 
+static bool is_add(Access access) { return access == ATOMIC || access == BULK_ADD; }
 bool is_read(Access access) {
   return access == READ || access == COLLECTIVE_READ || access == COPY_SOURCE || access == PRODUCT_READ ||
-         access == BULK_READ;
+         access == BULK_READ || access == ATOMIC_READ;
+}
+static Use use_of(Access access) {
+  return is_add(access) ? USE_ADD : access == ATOMIC_READ ? USE_ATOMIC_READ : USE_READ;
 }
 static bool is_collective(Access access) { return access == COLLECTIVE_READ || access == PRODUCT_READ; }
 static bool is_async(Access access) { return access == PRODUCT_READ || access == BULK_READ || access == BULK_WRITE; }
-static bool is_add(Access access) { return access == ATOMIC || access == BULK_ADD; }
 static const char *verb(Access access) {
-  static const char *const verbs[] = {"reads",       "writes",     "writes",      "reads",       "reads",
-                                      "wgmma reads", "copy reads", "copy writes", "copy adds to"};
+  static const char *const verbs[] = {"reads", "writes",      "reads",      "writes",      "reads",
+                                      "reads", "wgmma reads", "copy reads", "copy writes", "copy adds to"};
   return verbs[access];
 }
 
@@ -121,13 +153,16 @@ struct Place {
   const SharedPlace *shared;
   const Region *region;
   size_t offset;
-  std::string text() const { return (shared ? shared->part() : region->name) + " + " + std::to_string(offset); }
+  std::string text() const {
+    return shared ? SharedPlace{shared->block, offset, shared->is_static}.text()
+                  : region->name + " + " + std::to_string(offset);
+  }
 };
 
 static void check_order(const Mark &w, Access access, const Place &place, uintptr_t pc) {
   bool collective = is_collective(access);
   if (ordered(w, collective)) {
-    if (is_async(access) && !fenced(w, collective))
+    if (is_async(access) && !fenced(w.block, w.agent, w.clock, 1u << w.lane, collective))
       finding(pc, "%s %s, written by %s with no fence_async_shared behind it", verb(access), place.text().c_str(),
               describe(w).c_str());
   } else if (w.agent >= MAX_WARPS) {
@@ -162,18 +197,18 @@ static void check_written(const Mark &w, Access access, const Place &place, uint
             describe(w).c_str());
     break;
   case WRITTEN:
-  case ADDED:
-    if (!(w.kind == ADDED && is_add(access)))
-      check_order(w, access, place, pc);
+    check_order(w, access, place, pc);
     break;
   case HOST:
     break;
   }
 }
 
-std::string SharedPlace::part() const {
-  std::string text = is_static ? "static shared memory" : "shared memory";
-  return !machine.now || block == machine.now->warp->block ? text : text + " of block " + std::to_string(block->index);
+std::string SharedPlace::text() const {
+  std::string part = is_static ? "static shared memory" : "shared memory";
+  if (machine.now && block != machine.now->warp->block)
+    part += " of block " + std::to_string(block->index);
+  return part + (is_static ? " " + static_name(offset) : " + " + std::to_string(offset));
 }
 
 static size_t first_cell(const SharedPlace &place) {
@@ -183,66 +218,104 @@ static size_t count_cells(const SharedPlace &place, size_t bytes) {
   return (place.offset % CELL + bytes + CELL - 1) / CELL;
 }
 
-/* A write to a cell: has everybody who reads it done so before? */
-static void check_readers(SharedShadow &shadow, size_t cell, const SharedPlace &target, Access access,
-                          const Place &place, uintptr_t pc) {
-  u32 *reads = &shadow.reads[cell * target.block->num_warps];
-  for (u32 r = 0; shadow.read_pc[cell] && r < target.block->num_warps; r++) {
-    if (!reads[r])
-      continue;
-    u32 clock = reads[r] >> 6, lane = reads[r] & 63;
-    const Thread &t = *machine.now;
-    bool own = target.block == t.warp->block && r == t.warp->index && lane == ALL_LANES && clock != NEVER;
-    bool fine = own || ordered_read(target.block->index, r, reads[r]);
-    if (!fine && access != ATOMIC)
-      finding(pc,
-              clock == NEVER ? "race: %s %s, which an asynchronous operation of warp %u still reads, begun at %s"
-                             : "race: %s %s, read by warp %u at %s, with no barrier in between",
-              verb(access), place.text().c_str(), r, at(shadow.read_pc[cell]).c_str());
-    reads[r] = 0;
-  }
-  shadow.read_pc[cell] = 0;
-  auto foreign = shadow.foreign_read.find(cell);
-  if (foreign == shadow.foreign_read.end())
-    return;
-  if (!ordered(foreign->second, false))
-    finding(pc, "race: %s %s, read by %s, with no barrier in between", verb(access), place.text().c_str(),
-            describe(foreign->second).c_str());
-  shadow.foreign_read.erase(foreign);
+/* An access to what has been read, or added to, since it was written. */
+static void check_past(u64 block, u32 warp, Use use, const Reads &past, bool known, Access access, const Place &place,
+                       uintptr_t pc) {
+  std::string text = place.text(), by = describe(block, warp, past.lanes, past.pc);
+  const char *did = use == USE_ADD ? "added to" : "read";
+  if (known)
+    finding(pc, "%s %s, added to by %s with no fence_async_shared behind it", verb(access), text.c_str(), by.c_str());
+  else if (past.clock == NEVER && use == USE_ADD)
+    finding(pc, "race: %s %s, to which a bulk copy adds that nobody has waited for, begun by %s", verb(access),
+            text.c_str(), by.c_str());
+  else if (past.clock == NEVER)
+    finding(pc, "race: %s %s, which an asynchronous operation of warp %u still reads, begun at %s", verb(access),
+            text.c_str(), warp, at(past.pc).c_str());
+  else
+    finding(pc, "race: %s %s, %s by %s, with no barrier in between", verb(access), text.c_str(), did, by.c_str());
 }
 
-static void note_read(SharedShadow &shadow, size_t cell, const SharedPlace &target, u32 clock, u32 lane, uintptr_t pc) {
-  const Thread &t = *machine.now;
-  if (target.block != t.warp->block) {
-    shadow.foreign_read[cell] = mark_now(WRITTEN, pc);
-    shadow.foreign_read[cell].clock = clock;
-    return;
+static bool conflict(Access access, Use past) {
+  if (is_add(access))
+    return past == USE_READ;
+  return is_read(access) ? past == USE_ADD && access != ATOMIC_READ : true;
+}
+
+/* What the warp has read as one it may write: all its lanes have come to the read. */
+static bool read_by_own_warp(u64 block, u32 warp, u32 clock, u32 lanes) {
+  const Warp &own = *machine.now->warp;
+  return lanes == AS_ONE && clock != NEVER && block == own.block->index && warp == own.index;
+}
+
+static void check_history(u32 head, Access access, const Place &place, uintptr_t pc) {
+  bool collective = is_collective(access);
+  for (const Past *past = history(head); past; past = next(*past)) {
+    if (!conflict(access, past->use) || read_by_own_warp(past->block, past->warp, past->clock, past->lanes))
+      continue;
+    bool known = knows(past->block, past->warp, past->clock, past->lanes, collective);
+    if (!known || (is_async(access) && past->use == USE_ADD &&
+                   !fenced(past->block, past->warp, past->clock, past->lanes, collective)))
+      check_past(past->block, past->warp, past->use, {past->pc, past->clock, past->lanes}, known, access, place, pc);
   }
-  u32 &mine = shadow.reads[cell * target.block->num_warps + t.warp->index];
-  if (mine >> 6 == NEVER && clock != NEVER)
-    return;
-  u32 read = clock << 6 | lane;
-  mine = mine >> 6 == clock && (mine & 63) != lane ? (read | SEVERAL_LANES) : read;
-  shadow.read_pc[cell] = pc;
+}
+
+/* A write, or an atomic that changes memory: has everybody who reads it done so before? */
+static void check_readers(const SharedShadow &shadow, size_t cell, const Block &block, Access access,
+                          const Place &place, uintptr_t pc) {
+  for (u32 left = shadow.readers[cell]; left; left &= left - 1) {
+    u32 warp = (u32)__builtin_ctz(left);
+    const Reads &read = shadow.places[warp * shadow.cells + cell];
+    if (!read_by_own_warp(block.index, warp, read.clock, read.lanes) && !ordered_read(block.index, warp, read))
+      check_past(block.index, warp, USE_READ, read, false, access, place, pc);
+  }
+}
+
+static void note_read(SharedShadow &shadow, size_t cell, const Block &block, const Past &now) {
+  const Warp &warp = *machine.now->warp;
+  if (warp.block != &block)
+    return add_to_history(shadow.since[cell], now);
+  Reads &place = shadow.places[warp.index * shadow.cells + cell];
+  u32 bit = 1u << warp.index;
+  bool same =
+      shadow.readers[cell] & bit && place.clock == now.clock && (place.lanes == AS_ONE) == (now.lanes == AS_ONE);
+  if (same)
+    place.lanes |= now.lanes;
+  else if (!(shadow.readers[cell] & bit) || implies(now.clock, now.lanes, place.clock, place.lanes, warp.synchronised))
+    place = {now.pc, now.clock, now.lanes};
+  else
+    return add_to_history(shadow.since[cell], now);
+  place.pc = now.pc;
+  shadow.readers[cell] |= bit;
 }
 
 void touch_shared(const SharedPlace &target, size_t bytes, Access access, uintptr_t pc) {
   SharedShadow &shadow = shadows[(size_t)target.block->slot];
   size_t first = first_cell(target), count = count_cells(target, bytes);
-  Thread &t = *machine.now;
-  u32 lane = is_collective(access) ? (u32)ALL_LANES : t.lane;
-  for (size_t i = 0; i < count; i++) {
-    size_t cell = first + i;
-    Place place = {&target, nullptr, (target.offset / CELL + i) * CELL};
+  Past now = past_now(use_of(access), is_collective(access) ? (u32)AS_ONE : 1u << machine.now->lane, pc);
+  for (size_t cell = first; cell < first + count; cell++) {
+    Place place = {&target, nullptr, (target.offset / CELL + cell - first) * CELL};
     Mark &w = shadow.write[cell];
     if (w.kind != HOST)
       check_written(w, access, place, pc);
-    if (is_read(access)) {
-      note_read(shadow, cell, target, t.warp->epoch, lane, pc);
+    if (shadow.since[cell])
+      check_history(shadow.since[cell], access, place, pc);
+    if (access == PRODUCT_READ || access == BULK_READ)
+      continue; /* mark_read says when */
+    if (now.use == USE_READ && is_read(access)) {
+      note_read(shadow, cell, *target.block, now);
       continue;
     }
-    check_readers(shadow, cell, target, access, place, pc);
-    w = mark_now(access == ATOMIC ? ADDED : WRITTEN, pc);
+    if (!is_read(access))
+      check_readers(shadow, cell, *target.block, access, place, pc);
+    if (now.use != USE_READ) {
+      add_to_history(shadow.since[cell], now);
+      if (w.kind == UNWRITTEN)
+        w = mark_now(WRITTEN, pc);
+      continue;
+    }
+    shadow.readers[cell] = 0;
+    forget_history(shadow.since[cell]);
+    w = mark_now(WRITTEN, pc);
   }
 }
 
@@ -258,19 +331,32 @@ void mark_barrier(const SharedPlace &target, uintptr_t pc) {
     shadow.write[first_cell(target) + i] = mark_now(BARRIER, pc);
 }
 
-/* Reads by asynchronous operations: while they are under way, no write is in order. */
-void mark_read(const SharedPlace &target, size_t bytes, ReadState state, bool collective, uintptr_t pc) {
-  SharedShadow &shadow = shadows[(size_t)target.block->slot];
-  const Thread &t = *machine.now;
-  u32 clock = state == UNDER_WAY ? (u32)NEVER : t.warp->epoch, lane = collective ? (u32)ALL_LANES : t.lane;
-  for (size_t i = 0; i < count_cells(target, bytes); i++) {
-    size_t cell = first_cell(target) + i;
-    u32 &mine = shadow.reads[cell * target.block->num_warps + t.warp->index];
-    if (state == DONE && mine >> 6 != NEVER)
-      continue; /* somebody has written it meanwhile, which was a finding */
-    mine = clock << 6 | lane;
-    shadow.read_pc[cell] = pc;
+/* One that was under way. If there is none, somebody has written it meanwhile, which was a finding. */
+static void end_read(SharedShadow &shadow, size_t cell, const Block &block, const Past &done) {
+  Reads &place = shadow.places[machine.now->warp->index * shadow.cells + cell];
+  bool there = shadow.readers[cell] >> machine.now->warp->index & 1 && place.clock == NEVER &&
+               (place.lanes == AS_ONE) == (done.lanes == AS_ONE) && !(done.lanes & ~place.lanes);
+  if (!there) {
+    history_done(shadow.since[cell], done);
+  } else if (place.lanes == done.lanes) {
+    place.clock = done.clock;
+  } else {
+    place.lanes &= ~done.lanes; /* of other lanes it still is */
+    note_read(shadow, cell, block, done);
   }
+}
+
+/* Reads by asynchronous operations: while they are under way, no write is in order. */
+void mark_read(const SharedPlace &target, size_t bytes, ReadState state, u32 lanes, uintptr_t pc) {
+  SharedShadow &shadow = shadows[(size_t)target.block->slot];
+  Past past = past_now(USE_READ, lanes, pc);
+  if (state == UNDER_WAY)
+    past.clock = NEVER;
+  for (size_t i = 0; i < count_cells(target, bytes); i++)
+    if (state == UNDER_WAY)
+      note_read(shadow, first_cell(target) + i, *target.block, past);
+    else
+      end_read(shadow, first_cell(target) + i, *target.block, past);
 }
 
 void mark_open_reads(const Warp &warp) {
@@ -279,26 +365,44 @@ void mark_open_reads(const Warp &warp) {
 }
 
 void touch_global(Region &region, size_t offset, size_t bytes, Access access, uintptr_t pc) {
-  bool writes = !is_read(access);
-  if (writes && !region.writable)
+  bool reads = is_read(access);
+  if (!reads && !region.writable)
     fatal(pc, "writes %s + %zu, which is an input", region.name.c_str(), offset);
+  Past now = past_now(use_of(access), is_collective(access) ? (u32)AS_ONE : 1u << machine.now->lane, pc);
+  if (access == BULK_ADD)
+    now.clock = NEVER;
   for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
     Place place = {nullptr, &region, cell * CELL};
     Mark &w = region.write[cell];
     if (w.kind != HOST)
       check_written(w, access == BULK_WRITE ? WRITE : access, place, pc);
-    Mark &r = region.read[cell];
-    if (!writes) {
-      r = mark_now(WRITTEN, pc);
+    if (!region.writable)
+      continue;
+    u32 &since = region.since[cell];
+    if (since)
+      check_history(since, access == BULK_WRITE ? WRITE : access, place, pc);
+    if (reads || now.use == USE_ADD) {
+      add_to_history(since, now);
+      if (now.use == USE_ADD && w.kind == UNWRITTEN)
+        w = mark_now(WRITTEN, pc);
       continue;
     }
-    if (!is_add(access) && r.kind == WRITTEN && !ordered(r, false))
-      finding(pc, "race: %s %s, read by %s, with no barrier in between", verb(access), place.text().c_str(),
-              describe(r).c_str());
-    r.kind = UNWRITTEN;
-    w = mark_now(is_add(access) ? ADDED : WRITTEN, pc);
-    if (access == BULK_WRITE || access == BULK_ADD)
+    forget_history(since);
+    w = mark_now(WRITTEN, pc);
+    if (access == BULK_WRITE)
       w.clock = NEVER;
+  }
+}
+
+void global_done(Region &region, size_t offset, size_t bytes, uintptr_t pc) {
+  const Thread &t = *machine.now;
+  Past done = past_now(USE_ADD, 1u << t.lane, pc);
+  for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
+    Mark &w = region.write[cell];
+    if (history_done(region.since[cell], done))
+      continue;
+    if (w.clock == NEVER && w.pc == pc && w.block == done.block && w.agent == done.warp && w.lane == t.lane)
+      w.clock = done.clock;
   }
 }
 

@@ -57,8 +57,9 @@ static uint16_t element(const Warp &warp, u32 address, uintptr_t pc) {
 }
 
 static void mark_reads(const Warp &warp, const Product &product, ReadState state) {
-  for_each_chunk(warp, product,
-                 [&](u32 address) { mark_read(chunk_place(warp, address, product.pc), 16, state, true, product.pc); });
+  for_each_chunk(warp, product, [&](u32 address) {
+    mark_read(chunk_place(warp, address, product.pc), 16, state, AS_ONE, product.pc);
+  });
 }
 
 void mark_product_reads(const Warp &warp) {
@@ -201,6 +202,9 @@ static void compare_with_others(Warp &warp, const Request &request) {
     asked.push_back(request.asked);
   else if (!(asked[warp.products_begun] == request.asked))
     finding(request.pc, "wgmma: warps of a warpgroup ask for different products");
+  else if (asked[warp.products_begun].pc != request.pc)
+    finding(request.pc, "wgmma: another warp of the warpgroup is at another one, at %s; all must execute the same",
+            at(asked[warp.products_begun].pc).c_str());
   warp.products_begun++;
 }
 
@@ -251,10 +255,10 @@ extern "C" void emu_wgmma(float *c, const u32 *a_registers, u64 a, u64 b, int ac
   static const char kind = 0;
   Request request = {c,
                      a_registers,
-                     {a, b, (u32)n, a_registers != nullptr, trans_a != 0, trans_b != 0, accumulate != 0},
+                     {a, b, (u32)n, a_registers != nullptr, trans_a != 0, trans_b != 0, accumulate != 0, EMU_PC},
                      type,
                      EMU_PC};
-  meet("wgmma", &kind, 0xffffffffu, &request, EMU_PC, begin);
+  meet_aligned("wgmma", &kind, &request, EMU_PC, begin);
 }
 
 static void fence(Warp &warp, u32, void **) {
@@ -265,14 +269,14 @@ static void fence(Warp &warp, u32, void **) {
 
 extern "C" void emu_wgmma_fence() {
   static const char kind = 0;
-  meet("wgmma_fence", &kind, 0xffffffffu, nullptr, EMU_PC, fence);
+  meet_aligned("wgmma_fence", &kind, nullptr, EMU_PC, fence);
 }
 
 static void commit(Warp &warp, u32, void **) { warp.product_group++; }
 
 extern "C" void emu_wgmma_commit() {
   static const char kind = 0;
-  meet("wgmma_commit", &kind, 0xffffffffu, nullptr, EMU_PC, commit);
+  meet_aligned("wgmma_commit", &kind, nullptr, EMU_PC, commit);
 }
 
 static void wait(Warp &warp, u32, void **arguments) {
@@ -291,7 +295,7 @@ static void wait(Warp &warp, u32, void **arguments) {
 
 extern "C" void emu_wgmma_wait(int pending) {
   static const char kind = 0;
-  meet("wgmma_wait", &kind, 0xffffffffu, &pending, EMU_PC, wait);
+  meet_aligned("wgmma_wait", &kind, &pending, EMU_PC, wait);
 }
 
 /* --- the end ----------------------------------------------------------------------------------------------------- */
