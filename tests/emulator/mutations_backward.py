@@ -8,9 +8,10 @@ from functools import partial
 from emulator.calls import Call, Repeated, call
 from emulator.mutation import Mutation
 
-SMALL_BLOCKS = "block_m=32,block_n=32,num_warps=4,num_stages=2"  # two warps share keys
-TALL_BLOCKS = "block_m=32,block_n=64,num_warps=4,num_stages=2"  # each has its own
-LONG_BLOCKS = "block_m=64,block_n=32,num_warps=4,num_stages=1"  # more queries than keys
+SMALL_BLOCKS = "block_m=32,block_n=32,num_warps=4,num_stages=2,warp_keys=16"  # two warps share keys
+TALL_BLOCKS = "block_m=32,block_n=64,num_warps=4,num_stages=2,warp_keys=16"  # each has its own
+LONG_BLOCKS = "block_m=64,block_n=32,num_warps=4,num_stages=1,warp_keys=16"  # more queries than keys
+FEW_WARPS = "block_m=32,block_n=32,num_warps=2,num_stages=1,warp_keys=16"
 BROAD_BLOCKS = "block_m=32,block_n=64,num_warps=4,num_stages=1,warp_keys=32"  # two warps share 32 keys
 
 CAUSAL = call("backward", "fp16", 40, seqlen_q=100, heads_q=1, causal=True, config=SMALL_BLOCKS)
@@ -36,7 +37,7 @@ MANY_KEYS = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=141, heads_q=1, c
 MANY_KEYS_CAUSAL = replace(MANY_KEYS, case=replace(MANY_KEYS.case, causal=True))
 MANY_KEYS_32 = replace(MANY_KEYS, case=replace(MANY_KEYS.case, dtype="fp32"))
 # Columns of dQ, 48 a warp.
-THREE_UNITS = call("backward", "fp16", 96, seqlen_q=40, heads_q=1, config="block_m=32,block_n=32,num_warps=2")
+THREE_UNITS = call("backward", "fp16", 96, seqlen_q=40, heads_q=1, config=FEW_WARPS)
 INFINITE_32 = replace(INFINITE, case=replace(INFINITE.case, dtype="fp32"))
 TURNS = Repeated(ORDERED.case, (0, 1, 2))
 ONE_BY_ONE = Call(ORDERED.case, (2,))  # one block at a time
