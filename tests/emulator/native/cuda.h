@@ -28,7 +28,6 @@ int emu_barrier(int vote);
 void emu_syncwarp(unsigned mask);
 unsigned long emu_shuffle(unsigned mask, unsigned long value, int lane, int width, int mode);
 unsigned emu_vote(unsigned mask, unsigned value, int kind);
-unsigned emu_active_mask();
 void emu_yield();
 void emu_touch_atomic(const void *address, int bytes);
 void emu_atomic_changed();
@@ -170,11 +169,8 @@ static __forceinline__ int __syncthreads_count(int vote) { return emu_barrier(vo
 static __forceinline__ int __syncthreads_or(int vote) { return emu_barrier(vote) != 0; }
 static __forceinline__ int __syncthreads_and(int vote) { return emu_barrier(!vote) == 0; }
 static __forceinline__ void __syncwarp(unsigned mask = 0xffffffffu) { emu_syncwarp(mask); }
-static __forceinline__ void __threadfence() {}
-static __forceinline__ void __threadfence_block() {}
 static __forceinline__ void __nanosleep(unsigned) { emu_yield(); }
 static __forceinline__ void __trap() { __builtin_trap(); }
-static __forceinline__ unsigned __activemask() { return emu_active_mask(); }
 static __forceinline__ bool __any_sync(unsigned mask, int x) { return emu_vote(mask, x != 0, 0) != 0; }
 static __forceinline__ bool __all_sync(unsigned mask, int x) { return emu_vote(mask, x == 0, 0) == 0; }
 static __forceinline__ unsigned __ballot_sync(unsigned mask, int x) { return emu_vote(mask, x != 0, 0); }

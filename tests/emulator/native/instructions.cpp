@@ -284,6 +284,5 @@ extern "C" void emu_yield() {
 }
 extern "C" u32 emu_shared_window(const void *pointer) { return shared_window(pointer, EMU_PC); }
 extern "C" void *emu_dynamic_shared() { return machine.now->warp->block->shared; }
-extern "C" u32 emu_active_mask() { return machine.now->warp->ready; }
 
 } // namespace emu
