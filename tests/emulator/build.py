@@ -42,7 +42,11 @@ FMA += ["-mfma"] if _has_fma() and platform.machine() == "x86_64" else []
 # addressed one by one, as variables.py parts them; and a call stays one call, as an .aligned instruction is one place.
 KERNEL_FLAGS = [
     *("-std=c++17", "-O1", "-gdwarf-4", "-fno-var-tracking", "-fPIC", "-fno-plt", "-fno-strict-aliasing", *FMA),
-    *("-fsanitize=thread", "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"),
+    *(
+        "-fsanitize=thread",
+        "--param=tsan-distinguish-volatile=1",
+        "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
+    ),
     *("-fsanitize=unreachable,float-cast-overflow", "-ftrivial-auto-var-init=pattern", "-Wall", "-Wno-unknown-pragmas"),
     *("-fno-section-anchors", "-fno-gnu-unique", "-fno-thread-jumps", "-Wno-unused-function", "-Wno-unused-variable"),
     *("-Wno-unused-but-set-variable", "-Wno-psabi", *uninitialised.FLAGS),

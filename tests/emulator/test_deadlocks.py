@@ -110,10 +110,20 @@ def limits() -> Iterator[ctypes.CDLL]:
         limit.value = value
 
 
+@pytest.mark.parametrize("where", ["inout_flag", "shared"])
+def test_volatile_reads_are_looks(where: str) -> None:
+    """What they read, and where, is in the list at once; not a place in the emulator, some seconds later."""
+    flag = "__shared__ volatile int shared[1];\n  if (threadIdx.x == 0) shared[0] = 0;\n  __syncthreads();"
+    text = f"{BEGIN}  {flag}\n  while (*(volatile int *){where} == 0) {{}}\n  out_x[threadIdx.x] = value;\n}}"
+    with pytest.raises(EmulatorError, match=r"deadlock: threads spin") as error:
+        run(text, np.zeros(2, np.int32), np.zeros(64, np.int32), block=64, widths=())
+    assert re.search(rf"spins on .*{where}\S* \+ 0, which is 0, at small\.cu:\d+", str(error.value))
+
+
 def test_a_loop_that_no_look_tells(limits: ctypes.CDLL) -> None:
-    """Plain reads, beside a warp that waits: after some seconds, with who is where."""
+    """Votes alone, beside a warp that waits: after some seconds, with who is where."""
     ctypes.c_int.in_dll(limits, "emu_seconds_to_pass").value = 3
-    loop = "while (__any_sync(~0u, threadIdx.x < 32 ? *(volatile int *)inout_flag == 0 : 0)) {}"
+    loop = "if (threadIdx.x < 32) for (int i = 0; i >= 0; i = (i + 1) % 7) __any_sync(~0u, i);"
     text = f"{BEGIN}  {loop}\n  __syncthreads();\n  out_x[threadIdx.x] = value;\n}}"
     with pytest.raises(EmulatorError, match=r"an endless loop") as error:
         run(text, np.zeros(2, np.int32), np.zeros(64, np.int32), block=64, widths=())

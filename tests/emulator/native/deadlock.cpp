@@ -5,8 +5,8 @@
  * shuffle) is no such thing, nor is that a barrier has let somebody pass, as loops that poll do both; but a warp that
  * works may look as well, so that there must be more looks if somebody has passed a barrier meanwhile.
  *
- * A loop that polls by plain reads, or that changes memory in each of its rounds, shows by the time that has passed
- * since a barrier let somebody pass (crash.cpp counts it).
+ * A volatile read is a look (hooks.cpp). A loop without any, or that changes memory in each of its rounds, shows by the
+ * time that has passed since a barrier let somebody pass (crash.cpp counts it).
  */
 #include "machine.h"
 

@@ -6,12 +6,21 @@
 
 using namespace emu;
 
+/* A volatile read may be a look at what another thread is to change. */
+static void poll(const void *address, size_t bytes, uintptr_t pc) {
+  touch(address, bytes, READ, pc);
+  if (machine.now) {
+    look_at(address, pc);
+    yield(pc);
+  }
+}
+
 #define ACCESS(SIZE)                                                                                                   \
   extern "C" void __tsan_read##SIZE(void *address) { touch(address, SIZE, READ, EMU_PC); }                             \
   extern "C" void __tsan_write##SIZE(void *address) { touch(address, SIZE, WRITE, EMU_PC); }                           \
   extern "C" void __tsan_unaligned_read##SIZE(void *address) { touch(address, SIZE, READ, EMU_PC); }                   \
   extern "C" void __tsan_unaligned_write##SIZE(void *address) { touch(address, SIZE, WRITE, EMU_PC); }                 \
-  extern "C" void __tsan_volatile_read##SIZE(void *address) { touch(address, SIZE, READ, EMU_PC); }                    \
+  extern "C" void __tsan_volatile_read##SIZE(void *address) { poll(address, SIZE, EMU_PC); }                           \
   extern "C" void __tsan_volatile_write##SIZE(void *address) { touch(address, SIZE, WRITE, EMU_PC); }
 ACCESS(1)
 ACCESS(2)
