@@ -62,7 +62,7 @@ class Kind:
 # always repeatable, and so is backward in fp32.
 KINDS = (
     Kind("forward", "fp32", (33, 128, 256), kernels=2),
-    Kind("forward", "fp16", (33, 128, 256)),
+    Kind("forward", "fp16", (33, 64, 128, 256)),
     Kind("forward", "bf16", (33, 64), causal_first=True),
     Kind("backward", "fp32", (33, 128, 256), kernels=2),
     Kind("backward", "fp16", (33, 128, 256)),
