@@ -34,6 +34,19 @@ static void put(u32 &link) {
   unused = index;
 }
 
+static u32 put_in_front(const Past &past, u32 head) {
+  u32 index = unused;
+  if (index) {
+    unused = pool[index].next;
+  } else {
+    index = (u32)pool.size();
+    pool.emplace_back();
+  }
+  pool[index] = past;
+  pool[index].next = head;
+  return index;
+}
+
 void add_to_history(u32 &head, const Past &past) {
   bool under_way = past.use == USE_ADD && past.clock == NEVER; /* each ends for itself */
   for (u32 *link = &head; *link && !under_way;) {
@@ -51,21 +64,20 @@ void add_to_history(u32 &head, const Past &past) {
     }
     link = &old.next;
   }
-  u32 index = unused;
-  if (index) {
-    unused = pool[index].next;
-  } else {
-    index = (u32)pool.size();
-    pool.emplace_back();
-  }
-  pool[index] = past;
-  pool[index].next = head;
-  head = index;
+  head = put_in_front(past, head);
 }
 
 void forget_history(u32 &head) {
   while (head)
     put(head);
+}
+
+u32 copy_history(u32 head) {
+  if (!head)
+    return NO_HISTORY;
+  u32 rest = copy_history(pool[head].next);
+  Past past = pool[head]; /* the pool may move */
+  return put_in_front(past, rest);
 }
 
 const Past *history(u32 head) { return head ? &pool[head] : nullptr; }

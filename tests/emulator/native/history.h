@@ -29,6 +29,7 @@ bool implies(u32 later, u32 later_lanes, u32 earlier, u32 earlier_lanes, u32 syn
 void history_launch(); /* there is none */
 void add_to_history(u32 &head, const Past &past);
 void forget_history(u32 &head);
+u32 copy_history(u32 head);    /* the head of a list of the same */
 const Past *history(u32 head); /* the first, or nullptr */
 const Past *next(const Past &past);
 /* One that was under way (its clock NEVER) with the same block, warp, use and lanes is done at this time. False: there

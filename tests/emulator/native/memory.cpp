@@ -238,8 +238,8 @@ void block_memory_end(Block &) {}
 
 /* state: for each two bytes, 0 never written, 1 written by the host, 2 between the elements of a tensor. */
 extern "C" void emu_add_memory(const char *name, void *memory, size_t bytes, int writable, const unsigned char *state) {
-  Region region = {name, (unsigned char *)memory, (unsigned char *)memory + bytes, writable != 0, {}, {}};
-  size_t cells = (bytes + CELL - 1) / CELL;
+  Region region = {name, (unsigned char *)memory, (unsigned char *)memory + bytes, writable != 0, WIDE, {}, {}};
+  size_t cells = total_cells(bytes, WIDE);
   region.write.resize(cells);
   region.since.resize(writable ? cells : 0, NO_HISTORY);
   for (size_t i = 0; i < cells; i++)
@@ -252,20 +252,24 @@ extern "C" void emu_add_memory(const char *name, void *memory, size_t bytes, int
 extern "C" void emu_remove_memory() { regions.clear(); }
 
 /* What has been written is put down, so that a launch can be run again. All else begins anew with each launch. */
-static std::vector<Kind> saved;
+static std::vector<std::vector<Kind>> saved; /* of each region */
 
 extern "C" void emu_save() {
   saved.clear();
-  for (const Region &region : regions)
+  for (const Region &region : regions) {
+    saved.emplace_back();
     for (size_t i = 0; region.writable && i < region.write.size(); i++)
-      saved.push_back(region.write[i].kind);
+      saved.back().push_back(region.write[i].kind);
+  }
 }
 
 extern "C" void emu_restore() {
-  size_t next = 0;
-  for (Region &region : regions)
+  for (size_t r = 0; r < regions.size(); r++) {
+    Region &region = regions[r];
+    u32 divided = region.write.size() > saved[r].size(); /* since */
     for (size_t i = 0; region.writable && i < region.write.size(); i++)
-      region.write[i].kind = saved[next++];
+      region.write[i].kind = saved[r][i >> divided];
+  }
 }
 
 /* How many bytes of elements of a tensor are still unwritten. */
@@ -274,7 +278,7 @@ extern "C" size_t emu_unwritten(const char *name) {
   for (const Region &region : regions)
     if (region.name == name)
       for (const Mark &w : region.write)
-        count += w.kind == UNWRITTEN ? CELL : 0;
+        count += w.kind == UNWRITTEN ? 1u << region.width : 0;
   return count;
 }
 

@@ -19,7 +19,9 @@ struct Reads {
 /* Of a block's shared memory: dynamic, then static. Of each warp of the block one time has a place of its own, as there
  * mostly is no other: what is read again was read before the warp last synchronised. */
 struct SharedShadow {
+  u32 width; /* of the cells */
   size_t cells;
+  size_t dynamic; /* cells, in front of the static ones */
   std::vector<Mark> write;
   std::vector<u32> readers;  /* a bit for each warp that has a place */
   std::vector<Reads> places; /* of warp w from w * cells */
@@ -28,24 +30,67 @@ struct SharedShadow {
 
 static std::vector<SharedShadow> shadows; /* by slot */
 
-static size_t dynamic_cells() { return (machine.shared_bytes + CELL - 1) / CELL; }
-
 void shadow_launch(size_t resident) {
   history_launch();
   shadows.resize(resident);
-  for (SharedShadow &shadow : shadows)
+  for (SharedShadow &shadow : shadows) {
+    shadow.width = WIDE;
     shadow.since.clear();
+  }
+}
+
+static void count_cells(SharedShadow &shadow) {
+  shadow.dynamic = total_cells(machine.shared_bytes, shadow.width);
+  shadow.cells = shadow.dynamic + total_cells(static_bytes(), shadow.width);
 }
 
 void shadow_begin(Block &block) {
   SharedShadow &shadow = shadows[(size_t)block.slot];
   for (u32 &head : shadow.since)
     forget_history(head);
-  shadow.cells = dynamic_cells() + (static_bytes() + CELL - 1) / CELL;
+  count_cells(shadow);
   shadow.write.assign(shadow.cells, Mark{});
   shadow.readers.assign(shadow.cells, 0);
   shadow.places.resize(shadow.cells * block.num_warps);
   shadow.since.assign(shadow.cells, NO_HISTORY);
+}
+
+/* A cell for each byte from now on, for a block's memory until the launch ends. */
+static void divide_cells(SharedShadow &shadow) {
+  SharedShadow wide = std::move(shadow);
+  shadow.width = NARROW;
+  count_cells(shadow);
+  size_t warps = wide.places.size() / wide.cells;
+  shadow.write.resize(shadow.cells);
+  shadow.readers.resize(shadow.cells);
+  shadow.places.resize(shadow.cells * warps);
+  shadow.since.resize(shadow.cells);
+  for (size_t cell = 0; cell < shadow.cells; cell++) {
+    size_t old = cell < shadow.dynamic ? cell >> wide.width : wide.dynamic + ((cell - shadow.dynamic) >> wide.width);
+    shadow.write[cell] = wide.write[old];
+    shadow.readers[cell] = wide.readers[old];
+    for (size_t warp = 0; warp < warps; warp++)
+      shadow.places[warp * shadow.cells + cell] = wide.places[warp * wide.cells + old];
+    shadow.since[cell] = copy_history(wide.since[old]);
+  }
+  for (u32 &head : wide.since)
+    forget_history(head);
+}
+
+static void divide_cells(Region &region) {
+  std::vector<Mark> write = std::move(region.write);
+  std::vector<u32> since = std::move(region.since);
+  size_t bytes = (size_t)(region.end - region.begin);
+  region.write.resize(bytes);
+  region.since.resize(region.writable ? bytes : 0);
+  for (size_t i = 0; i < bytes; i++) {
+    region.write[i] = write[i >> region.width];
+    if (region.writable)
+      region.since[i] = copy_history(since[i >> region.width]);
+  }
+  for (u32 &head : since)
+    forget_history(head);
+  region.width = NARROW;
 }
 
 /* --- ordering ---------------------------------------------------------------------------------------------------- */
@@ -211,11 +256,13 @@ std::string SharedPlace::text() const {
   return part + (is_static ? " " + static_name(offset) : " + " + std::to_string(offset));
 }
 
-static size_t first_cell(const SharedPlace &place) {
-  return place.offset / CELL + (place.is_static ? dynamic_cells() : 0);
-}
-static size_t count_cells(const SharedPlace &place, size_t bytes) {
-  return (place.offset % CELL + bytes + CELL - 1) / CELL;
+struct Cells {
+  size_t first, count;
+};
+
+static Cells cells_at(const SharedShadow &shadow, const SharedPlace &place, size_t bytes) {
+  return {(place.offset >> shadow.width) + (place.is_static ? shadow.dynamic : 0),
+          cells_of(place.offset, bytes, shadow.width)};
 }
 
 /* An access to what has been read, or added to, since it was written. */
@@ -290,10 +337,13 @@ static void note_read(SharedShadow &shadow, size_t cell, const Block &block, con
 
 void touch_shared(const SharedPlace &target, size_t bytes, Access access, uintptr_t pc) {
   SharedShadow &shadow = shadows[(size_t)target.block->slot];
-  size_t first = first_cell(target), count = count_cells(target, bytes);
+  if (shadow.width == WIDE && divides_cell(target.offset, bytes))
+    divide_cells(shadow);
+  u32 width = shadow.width;
+  auto [first, count] = cells_at(shadow, target, bytes);
   Past now = past_now(use_of(access), is_collective(access) ? (u32)AS_ONE : 1u << machine.now->lane, pc);
   for (size_t cell = first; cell < first + count; cell++) {
-    Place place = {&target, nullptr, (target.offset / CELL + cell - first) * CELL};
+    Place place = {&target, nullptr, ((target.offset >> width) + cell - first) << width};
     Mark &w = shadow.write[cell];
     if (w.kind != HOST)
       check_written(w, access, place, pc);
@@ -321,14 +371,16 @@ void touch_shared(const SharedPlace &target, size_t bytes, Access access, uintpt
 
 void mark_bulk_write(const SharedPlace &target, size_t bytes, u32 agent, u32 phase, uintptr_t pc) {
   SharedShadow &shadow = shadows[(size_t)target.block->slot];
-  for (size_t i = 0; i < count_cells(target, bytes); i++)
-    shadow.write[first_cell(target) + i] = {pc, target.block->index, phase + 1, (unsigned char)agent, 0, WRITTEN};
+  auto [first, count] = cells_at(shadow, target, bytes);
+  for (size_t cell = first; cell < first + count; cell++)
+    shadow.write[cell] = {pc, target.block->index, phase + 1, (unsigned char)agent, 0, WRITTEN};
 }
 
 void mark_barrier(const SharedPlace &target, uintptr_t pc) {
   SharedShadow &shadow = shadows[(size_t)target.block->slot];
-  for (size_t i = 0; i < count_cells(target, 8); i++)
-    shadow.write[first_cell(target) + i] = mark_now(BARRIER, pc);
+  auto [first, count] = cells_at(shadow, target, 8);
+  for (size_t cell = first; cell < first + count; cell++)
+    shadow.write[cell] = mark_now(BARRIER, pc);
 }
 
 /* One that was under way. If there is none, somebody has written it meanwhile, which was a finding. */
@@ -352,11 +404,12 @@ void mark_read(const SharedPlace &target, size_t bytes, ReadState state, u32 lan
   Past past = past_now(USE_READ, lanes, pc);
   if (state == UNDER_WAY)
     past.clock = NEVER;
-  for (size_t i = 0; i < count_cells(target, bytes); i++)
+  auto [first, count] = cells_at(shadow, target, bytes);
+  for (size_t cell = first; cell < first + count; cell++)
     if (state == UNDER_WAY)
-      note_read(shadow, first_cell(target) + i, *target.block, past);
+      note_read(shadow, cell, *target.block, past);
     else
-      end_read(shadow, first_cell(target) + i, *target.block, past);
+      end_read(shadow, cell, *target.block, past);
 }
 
 void mark_open_reads(const Warp &warp) {
@@ -371,8 +424,12 @@ void touch_global(Region &region, size_t offset, size_t bytes, Access access, ui
   Past now = past_now(use_of(access), is_collective(access) ? (u32)AS_ONE : 1u << machine.now->lane, pc);
   if (access == BULK_ADD)
     now.clock = NEVER;
-  for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
-    Place place = {nullptr, &region, cell * CELL};
+  if (region.width == WIDE && divides_cell(offset, bytes))
+    divide_cells(region);
+  u32 width = region.width;
+  size_t first = offset >> width, count = cells_of(offset, bytes, width);
+  for (size_t cell = first; cell < first + count; cell++) {
+    Place place = {nullptr, &region, cell << width};
     Mark &w = region.write[cell];
     if (w.kind != HOST)
       check_written(w, access == BULK_WRITE ? WRITE : access, place, pc);
@@ -397,7 +454,8 @@ void touch_global(Region &region, size_t offset, size_t bytes, Access access, ui
 void global_done(Region &region, size_t offset, size_t bytes, uintptr_t pc) {
   const Thread &t = *machine.now;
   Past done = past_now(USE_ADD, 1u << t.lane, pc);
-  for (size_t cell = offset / CELL; cell * CELL < offset + bytes; cell++) {
+  size_t first = offset >> region.width, count = cells_of(offset, bytes, region.width);
+  for (size_t cell = first; cell < first + count; cell++) {
     Mark &w = region.write[cell];
     if (history_done(region.since[cell], done))
       continue;
@@ -410,10 +468,12 @@ void global_done(Region &region, size_t offset, size_t bytes, uintptr_t pc) {
 
 static void mark(unsigned char *to, u32 bytes, Kind kind, uintptr_t pc) {
   Block &block = *machine.now->warp->block;
-  bool is_static = to >= machine.static_begin && to < machine.static_end;
-  size_t offset = (size_t)(to - (is_static ? machine.static_begin : block.shared));
-  for (u32 i = 0; i < bytes / CELL; i++)
-    shadows[(size_t)block.slot].write[offset / CELL + i + (is_static ? dynamic_cells() : 0)] = mark_now(kind, pc);
+  SharedShadow &shadow = shadows[(size_t)block.slot];
+  bool in_static = is_static(to);
+  size_t offset = (size_t)(to - (in_static ? machine.static_begin : block.shared));
+  auto [first, count] = cells_at(shadow, {&block, offset, in_static}, bytes);
+  for (size_t cell = first; cell < first + count; cell++)
+    shadow.write[cell] = mark_now(kind, pc);
 }
 
 void mark_in_flight(unsigned char *to, u32 bytes, uintptr_t pc) { mark(to, bytes, IN_FLIGHT, pc); }
