@@ -61,6 +61,10 @@ _DYNAMIC = re.compile(
     r"(?P<align2>__align__\((?P<bytes2>[^()]*)\)\s+)?(?P<name>\w+)\s*\[\s*\]\s*;"
 )
 _DYNAMIC_LEFT = re.compile(r"\bextern\s[^;{}]*\b__shared__|\b__shared__\s+extern\b")
+_ALIGN = r"(?:__align__\([^()]*\)\s+)*"
+_TYPE = r"\w(?:[\w:\s]|<[^;{}]*>)*?(?:\s*\*)*"  # behind it is a name
+_STATIC = re.compile(rf"\b__shared__(?=\s+{_ALIGN}(?P<type>{_TYPE})\s*\b{_ALIGN}\w+\s*[\[,;=])")
+_STATIC_LEFT = re.compile(r"\b__shared__(?! __attribute__)")
 _ASSEMBLY = re.compile(r"\b(?:asm|__asm|__asm__)\b")
 _NO_CODE = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _BETWEEN = r"(?:\s|#line[^\n]*\n)*"
@@ -111,6 +115,9 @@ def translate(source: str) -> str:
 
     text = _DYNAMIC.sub(dynamic, text)
     _refuse(_DYNAMIC_LEFT, text, "a declaration of dynamic shared memory that is not `extern __shared__ TYPE NAME[];`")
+    # No more than it asks for: g++ would align an array as it likes.
+    text = _STATIC.sub(lambda match: f"__shared__ __attribute__((aligned(alignof({match['type']}))))", text)
+    _refuse(_STATIC_LEFT, text, "a declaration of shared memory that is not `__shared__ TYPE NAME...;`")
     _refuse(_ASSEMBLY, text, "inline assembly outside of a __device__ function of its own, of which there is a model")
     kernels = {match["name"]: match["bounds"] or "0" for match in _KERNEL.finditer(text)}
     entries = "".join(f"EMU_ENTRY({name}, {bounds})\n" for name, bounds in kernels.items())

@@ -145,3 +145,77 @@ extern "C" __global__ void kernel(float *out_x, int at) {
     np.testing.assert_array_equal(out, np.tile(np.arange(4) * 3.0 + 15, 8))
     with pytest.raises(EmulatorError, match="a variable that is neither shared nor constant"):
         run(text.replace("own[threadIdx.x % 4];", "counter++;"), out, 0)
+
+
+ALIGNMENTS = """
+struct __align__(8) pair { float x, y; };
+template <class T> struct box { T x[8]; };
+template <class T> static __device__ __forceinline__ int offset(int by) {
+  __shared__ T of_template[3];
+  return shared_address(of_template) % by;
+}
+extern "C" __global__ void kernel(int *out_x) {
+  __shared__ half_bits halves[65], more[3];
+  __shared__ unsigned char byte;
+  __shared__ pair pairs[16];
+  __shared__ float *pointer;
+  __shared__ box<double> boxed;
+  __shared__ __align__(16) unsigned char sixteen[100];
+  __shared__ float __align__(128) most[64];
+  u32 at[8] = {shared_address(halves), shared_address(more), shared_address(&byte), shared_address(pairs),
+               shared_address(&pointer), shared_address(&boxed), shared_address(sixteen), shared_address(most)};
+  for (int i = 0; i < 8; i++)
+    out_x[i] = at[i] % 256;
+  out_x[8] = offset<short>(256);
+  out_x[9] = offset<double>(256);
+}"""
+
+
+def test_alignment_is_what_was_asked_for() -> None:
+    """And not more, by an accident of where a variable lies: the largest power of two that divides its address."""
+    out = np.zeros(10, np.int32)
+    run(ALIGNMENTS, out, block=1)
+    np.testing.assert_array_equal(out & -out, [2, 2, 1, 8, 8, 8, 16, 128, 2, 8])
+
+
+@pytest.mark.parametrize(
+    ("use", "needs", "finding"),
+    [
+        ("out_x[i] = ((const float4 *)a)[i % 16].y;", 16, r"access to a .*float4.* at an address that is \d+ off a m"),
+        ("out_x[i] = ((const float2 *)a)[i].y;", 8, r"access to a .*float2.* at an address that is \d+ off a m"),
+        (
+            "if (i < 16) copy_async<16>(shared_address(a) + i * 16, in_x, true);",
+            16,
+            r"copy_async: the shared address .* 16 by",
+        ),
+        ("u32 r[4]; ldmatrix_x4(r, shared_address(a)); out_x[i] = r[0];", 16, r"ldmatrix: the address .* 16 bytes"),
+        ("if (i == 0) barrier_init(shared_address(a), 1);", 8, r"address is a multiple of 8, not"),
+    ],
+)
+def test_access_that_needs_more_than_was_asked_for(use: str, needs: int, finding: str) -> None:
+    """An array of floats is aligned to a float, whatever the place that g++ would like for it."""
+    text = f"""
+extern "C" __global__ void kernel(const float *in_x, float *out_x) {{
+  __shared__ ALIGN float a[64];
+  int i = threadIdx.x;
+  a[i] = a[32 + i] = 1;
+  __syncthreads();
+  {use}
+}}"""
+    x = np.zeros(32, np.float32)
+    run(text.replace("ALIGN", f"__align__({needs})"), x, x.copy(), widths=())
+    for asked in ("", f"__align__({needs // 2})"):
+        with pytest.raises(EmulatorError, match=finding):
+            run(text.replace("ALIGN", asked), x, x.copy(), widths=())
+
+
+def test_declaration_whose_type_is_not_known() -> None:
+    """Nor is then what it asks for."""
+    text = """
+extern "C" __global__ void kernel(int *out_x) {
+  __shared__ struct { int x; } s;
+  s.x = 1;
+  out_x[0] = s.x;
+}"""
+    with pytest.raises(NotImplementedError, match=r"not `__shared__ TYPE NAME...;`: .*struct"):
+        run(text, np.zeros(1, np.int32), block=1)

@@ -3,13 +3,18 @@
 A compiler puts them one behind the other, where an access that misses one hits the next. With some bytes of nobody's in
 between, the emulator sees it; the table (native/variables.cpp) says where each is, and its name. Those of function
 templates and of inline functions g++ puts elsewhere, whatever their declaration says: they are put to the others.
+
+Each is put at an address that is as badly aligned as its declaration allows, so that an access that needs more than was
+asked for is seen whatever lies in front of it.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 
+MOST_ALIGNED = 1024  # bytes: no instruction needs more, and room is scarce
 ROOM = 256  # bytes; the farther, the more of those that miss are seen. Descriptors of wgmma have 18 bits of an address.
 
 _SECTION = re.compile(
@@ -17,7 +22,8 @@ _SECTION = re.compile(
     re.MULTILINE,
 )
 _VARIABLE = re.compile(
-    r"^\t\.type\t(?P<name>[\w.$]+), [@%]object\n\t\.size\t(?P=name), (?P<bytes>\d+)\n(?P=name):\n(?:\t\.zero\t\d+\n)+",
+    r"^(?:\t\.(?P<directive>align|p2align|balign)[ \t](?P<align>\d+)[^\n]*\n)?"
+    r"\t\.type\t(?P<name>[\w.$]+), [@%]object\n\t\.size\t(?P=name), (?P<bytes>\d+)\n(?P=name):\n(?:\t\.zero\t\d+\n)+",
     re.MULTILINE,
 )
 # As g++ writes those of function templates, and of functions that are inline and not static.
@@ -37,13 +43,22 @@ def _placed(match: re.Match[str]) -> str:
     return f'\t.pushsection\temu_shared,"aw"\n{variable}\t.popsection\n'
 
 
+def _badly_aligned(match: re.Match[str]) -> str:
+    """The directives that put a variable behind a multiple of twice what it asks for."""
+    number, directive = int(match["align"] or 1), match["directive"] or "balign"
+    is_power = directive == "p2align" or (directive == "align" and platform.machine() == "aarch64")
+    align = 1 << number if is_power else number
+    return f"\t.balign\t{2 * align}\n\t.zero\t{align}\n" if align < MOST_ALIGNED else f"\t.balign\t{align}\n"
+
+
 def part(assembly: str) -> str:
     """The same with room in front of the first variable and behind each, and the table."""
     found: list[tuple[str, str]] = []
 
     def behind(match: re.Match[str]) -> str:
         found.append((match["name"], match["bytes"]))
-        return f"{match[0]}\t.zero\t{ROOM}\n"
+        variable = match[0][match[0].index("\t.type") :]
+        return f"{_badly_aligned(match)}{variable}\t.zero\t{ROOM}\n"
 
     def section(match: re.Match[str]) -> str:
         begin = "" if found else f"\t.zero\t{ROOM}\n"
