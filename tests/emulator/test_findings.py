@@ -93,7 +93,16 @@ BROKEN = {
     "tile used before all have loaded": ("__syncthreads(); /* loaded */", "", "race: reads shared memory"),
     "tile loaded before all have used it": ("__syncthreads(); /* used */", "", "race: writes shared memory"),
     "sum read before it is written": ("__syncthreads(); /* summed */", "", "static shared memory"),
-    "only one warp at a barrier": ("__syncthreads(); /* summed */", "if (warp) __syncthreads();", "deadlock"),
+    "a warp that never comes to a barrier": (
+        "__syncthreads(); /* summed */",
+        "if (warp) __syncthreads(); else for (;;) __nanosleep(20);",
+        r"deadlock: (.|\n)*waits for __syncthreads .*\(barrier 0, where 96 of 128 threads are\)",
+    ),
+    "a warp that passes by a barrier and ends": (
+        "__syncthreads(); /* summed */",
+        "if (warp) __syncthreads();",
+        r"(race: reads static shared memory sum \+ \d+, written by|sum \+ \d+, which nobody has written)",
+    ),
     "only some lanes at mma": ("mma_m16n8k16(c[2 * n],", "if (lane < 31) mma_m16n8k16(c[2 * n],", "waits for mma"),
     "mask without own lane": ("__shfl_xor_sync(0xffffffffu", "__shfl_xor_sync(0xfffffffeu", "not in its own mask"),
     "reads behind A": ("a + row * depth + k", "a + (row + 1) * depth + k", "in_a \\+30720, out of bounds"),

@@ -1,4 +1,10 @@
-/* Barriers of a block: __syncthreads, bar.sync and bar.arrive; and elect.sync. */
+/*
+ * Barriers of a block: __syncthreads, bar.sync and bar.arrive; and elect.sync.
+ *
+ * PTX ISA, bar and exit: without a number of threads a barrier waits for those that have not exited, and one that
+ * exits may be the last that was missing. With a number, as bar.sync has it here, so many must come. What a thread did
+ * that exits is told to nobody by that.
+ */
 #include "machine.h"
 
 #include <cstdio>
@@ -26,11 +32,13 @@ static void release_barrier(Block &block, Barrier &barrier) {
   passed();
 }
 
+static u32 wanted(const Block &block, const Barrier &barrier) { return barrier.whole ? block.live : barrier.wanted; }
+
 static std::string barrier_state(const Thread &thread) {
   const Barrier &barrier = *thread.at_barrier;
   char text[80];
   snprintf(text, sizeof text, " (barrier %d, where %u of %u threads are)",
-           (int)(&barrier - thread.warp->block->barrier), barrier.arrived, barrier.wanted);
+           (int)(&barrier - thread.warp->block->barrier), barrier.arrived, wanted(*thread.warp->block, barrier));
   return text;
 }
 
@@ -61,14 +69,23 @@ extern "C" int emu_barrier(int vote) {
   Thread &thread = *machine.now;
   Block &block = *thread.warp->block;
   Barrier &barrier = arrive_at_barrier(0, block.num_threads, true, EMU_PC);
+  barrier.whole = true;
   barrier.votes += vote != 0;
-  if (barrier.arrived == barrier.wanted) {
+  if (barrier.arrived == wanted(block, barrier)) {
     release_barrier(block, barrier);
   } else {
     barrier.waiting.push_back(&thread);
     wait_here("__syncthreads", EMU_PC, barrier_state);
   }
   return barrier.result_votes;
+}
+
+/* The thread no longer counts as live. */
+void barrier_at_exit(Thread &thread) {
+  Block &block = *thread.warp->block;
+  Barrier &barrier = block.barrier[0];
+  if (barrier.whole && barrier.arrived && barrier.arrived == block.live)
+    release_barrier(block, barrier);
 }
 
 static void nothing(Warp &, u32, void **) {}
@@ -86,6 +103,7 @@ extern "C" void emu_named_barrier(int id, int threads, int waits) {
     fatal(EMU_PC, "barrier %d: %d threads are more than the block has", id, threads);
   meet_aligned("the other lanes of its warp at a named barrier", &kinds[waits], nullptr, EMU_PC, nothing);
   Barrier &barrier = arrive_at_barrier(id, (u32)threads, waits != 0, EMU_PC);
+  barrier.whole = false;
   if (barrier.arrived == barrier.wanted) {
     release_barrier(block, barrier);
   } else if (waits) {

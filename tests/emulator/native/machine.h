@@ -154,6 +154,7 @@ struct Warp {
 
 struct Barrier {
   u32 arrived, wanted;     /* threads */
+  bool whole;              /* wants all threads of the block that have not ended */
   u32 warps;               /* that wait, a bit each */
   uintptr_t pc[MAX_WARPS]; /* where they do, and one of the lanes that do */
   u32 first[MAX_WARPS];
@@ -273,6 +274,9 @@ void meet_aligned(const char *what, const void *kind, void *argument, uintptr_t 
                   void (*perform)(Warp &warp, u32 mask, void **arguments));
 bool has_ended(const Warp &warp); /* all its threads have */
 bool run_grid();
+
+/* barrier.cpp */
+void barrier_at_exit(Thread &thread);
 
 /* deadlock.cpp */
 void happened(); /* something that a thread that polls may wait for */

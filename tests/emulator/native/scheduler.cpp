@@ -128,6 +128,7 @@ static void thread_main() {
   thread.warp->block->live--;
   products_at_exit(thread);
   registers_at_exit(*thread.warp);
+  barrier_at_exit(thread);
   cluster_at_exit(thread);
   machine.ends++;
   passed();
