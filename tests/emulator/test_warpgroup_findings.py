@@ -179,6 +179,39 @@ def test_mistake_with_registers(old: str, new: str, finding: str) -> None:
         run(REGISTERS.replace(old, new), np.zeros(384, np.int32), block=384, widths=())
 
 
+def line_of(text: str, words: str) -> int:
+    """The first with these words, as findings count them."""
+    return next(i for i, line in enumerate(text.strip().splitlines(), 1) if words in line)
+
+
+def test_place_of_a_product_that_only_some_warps_begin() -> None:
+    """The first that is not common to all, by a finding that is made when warps end."""
+    for mode, words in ((13, "wgmma_m64n16k16<0, 0>(c, from_a"), (24, "wgmma_m64n16k16<0>(c, a, from_b, 1); /* more")):
+        more = "if (mode == 24 && threadIdx.x >= 64)\n    wgmma_m64n16k16<0>(c, a, from_b, 1); /* more */\n"
+        text = PRODUCT.replace("if (mode != 16)\n", f"{more}  if (mode != 16)\n")
+        place = (
+            rf"small\.cu:{line_of(text, words)} \(kernel\): wgmma: warp \d has begun \d, warp \d of its warpgroup \d"
+        )
+        with pytest.raises(EmulatorError, match=place):
+            run(text, np.zeros((128, 8), np.float32), mode, block=128, shared=2560, widths=(8, 16))
+
+
+@pytest.mark.parametrize("block", [128, 96])
+def test_place_of_setmaxnreg_that_only_some_warps_execute(block: int) -> None:
+    text = """
+extern "C" __global__ void __launch_bounds__(128) kernel(int *out_x) {
+  if (threadIdx.x >= 32)
+    registers_decrease<32>();
+  out_x[threadIdx.x] = 0;
+}"""
+    what = (
+        "in a warpgroup of fewer than 4 warps" if block < 128 else "warp \\d has executed 1, warp 0 of its warpgroup 0"
+    )
+    place = rf"small\.cu:{line_of(text, 'decrease')} \(kernel\): setmaxnreg:? {what}"
+    with pytest.raises(EmulatorError, match=place):
+        run(text, np.zeros(128, np.int32), block=block, widths=())
+
+
 WAIT = "cluster_arrive();\n  cluster_wait(); /* {} */"
 
 

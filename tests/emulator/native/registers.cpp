@@ -12,6 +12,7 @@
  */
 #include "machine.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <sys/mman.h>
@@ -152,16 +153,24 @@ void registers_at_exit(Warp &warp) {
   for (u32 w = first; w < first + WARPGROUP; w++) {
     if (w >= block.num_warps) {
       if (!warp.register_counts.empty())
-        finding(0, "setmaxnreg in a warpgroup of fewer than %d warps", WARPGROUP);
+        finding(warp.register_counts.front().second, "setmaxnreg in a warpgroup of fewer than %d warps", WARPGROUP);
       return;
     }
     if (!has_ended(block.warp[w]))
       return;
   }
-  for (u32 w = first; w < first + WARPGROUP; w++)
-    if (block.warp[w].register_counts != block.warp[first].register_counts)
-      finding(0, "setmaxnreg: warp %u has executed %zu, warp %u of its warpgroup %zu, or others at other places", w,
-              block.warp[w].register_counts.size(), first, block.warp[first].register_counts.size());
+  const auto &firsts = block.warp[first].register_counts;
+  for (u32 w = first; w < first + WARPGROUP; w++) {
+    const auto &counts = block.warp[w].register_counts;
+    if (counts == firsts)
+      continue;
+    size_t i = 0; /* the first that differs */
+    while (i < std::min(counts.size(), firsts.size()) && counts[i] == firsts[i])
+      i++;
+    finding((i < counts.size() ? counts : firsts)[i].second,
+            "setmaxnreg: warp %u has executed %zu, warp %u of its warpgroup %zu, or others at other places", w,
+            counts.size(), first, firsts.size());
+  }
 }
 
 } // namespace emu

@@ -7,6 +7,7 @@
 #include "matrix_descriptor.h"
 #include "tensor_core.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace emu {
@@ -309,10 +310,13 @@ static void compare_counts(const Warp &warp) {
     if (!has_ended(warp) || !has_ended(other))
       return;
   }
-  for (u32 w = first; w < first + WARPGROUP && w < block.num_warps; w++)
-    if (block.warp[w].products_begun != warp.products_begun)
-      finding(0, "wgmma: warp %u has begun %llu, warp %u of its warpgroup %llu", warp.index,
-              (unsigned long long)warp.products_begun, w, (unsigned long long)block.warp[w].products_begun);
+  for (u32 w = first; w < first + WARPGROUP && w < block.num_warps; w++) {
+    u64 mine = warp.products_begun, others = block.warp[w].products_begun;
+    if (mine != others) /* where: the first that one of them has not */
+      finding(block.asked[warp.index / WARPGROUP][std::min(mine, others)].pc,
+              "wgmma: warp %u has begun %llu, warp %u of its warpgroup %llu, without this one", warp.index,
+              (unsigned long long)mine, w, (unsigned long long)others);
+  }
 }
 
 void products_at_exit(Thread &thread) {
