@@ -196,3 +196,12 @@ extern "C" __global__ void kernel(int *inout_count, int *inout_x, int *out_y, in
         assert broken != text
         with pytest.raises(EmulatorError, match=rf"race: writes inout_x \+ 0, read by block {missing} warp 0"):
             launch_blocks(broken)
+
+
+@pytest.mark.parametrize("memory", ["s", "inout_x"])
+def test_lanes_that_write_the_same(memory: str) -> None:
+    """What is written does not matter, nor that it is one instruction of one warp: see docs/emulator.md."""
+    use = "if (warp == 1 && lane < 2) MEMORY[0] = 7;\n  __syncthreads();\n  out_y[threadIdx.x] = MEMORY[0];\n}"
+    text = kernel(use, memory)
+    must_race(text, r"race: writes .* written by block 0 warp 1 lane [01] at small")
+    launch(text.replace("lane < 2", "lane < 1"), 0)
