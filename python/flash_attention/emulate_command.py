@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--heads-kv", type=int, default=0, metavar="N", help="default: --heads-q")
     add("--seqlen-q", type=int, default=130, metavar="N", help="default: %(default)s")
     add("--seqlen-k", type=int, default=0, metavar="N", help="default: --seqlen-q")
-    add("--scale", type=float, default=float("nan"), metavar="X", help="default: 1 / sqrt(head dim)")
+    add("--scale", type=float, metavar="X", help="default: 1 / sqrt(head dim)")
     add("--layout", choices=LAYOUTS, default="contiguous", metavar="NAME", help=f"strides: {', '.join(LAYOUTS)}")
     add("--without", action="append", default=[], choices=UNWANTED, metavar="NAME",
         help=f"what is not wanted, may be repeated: {', '.join(UNWANTED)}")  # fmt: skip
@@ -99,6 +100,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if not 0 <= arguments.exp2_error <= MOST_EXP2_ERROR:
         raise ValueError(f"exp2_error is {arguments.exp2_error}; it must be 0 to {MOST_EXP2_ERROR}")
+    if arguments.scale is not None and math.isnan(arguments.scale):
+        raise ValueError("scale is nan; it must be a number, or be left out for 1 / sqrt(head dim)")
     gradients = [name for name in arguments.without if name.startswith("grad_")]
     if gradients and arguments.op == "forward":
         raise ValueError(f"without is {gradients[0]}; only backward (--op backward) has gradients")

@@ -13,6 +13,7 @@ from flash_attention import cli
         ("--exp2-error -1", "exp2_error is -1; it must be 0 to"),
         ("--exp2-error 3000000000", "exp2_error is 3000000000; it must be 0 to"),
         ("--without grad_key", "without is grad_key; only backward"),
+        ("--scale nan", "scale is nan; it must be a number, or be left out for 1 / sqrt(head dim)"),
         ("--resident 0", "resident is 0; it must be at least 1"),
     ],
 )
