@@ -8,7 +8,8 @@
  *     clock.cpp          what is known to have happened
  *     memory.cpp         what an address is: bounds
  *     variables.cpp      static shared variables
- *     shadow.cpp         who touched each byte since it was written: initialisation, races by happens-before
+ *     shadow.cpp         who touched each byte since it was written
+ *     order.cpp          whether the next access is in order with those: initialisation, races by happens-before
  *     history.cpp        the accesses of which shadow.cpp keeps more than one
  *     registers.cpp      registers: those that products use, and those that warpgroups hand on
  *     instructions.cpp   ldmatrix, stmatrix, mma, shuffles, atomics

@@ -1,5 +1,5 @@
 /* Memory as a kernel sees it: what it was given, shared memory, stacks; which of them an address is in. */
-#include "shadow.h"
+#include "order.h"
 
 #include <algorithm>
 #include <cstring>

@@ -40,7 +40,6 @@ struct Region {
   std::vector<u32> since; /* heads of histories; none where nobody may write */
 };
 
-bool is_read(Access access);
 void touch_global(Region &region, size_t offset, size_t bytes, Access access, uintptr_t pc);
 void global_done(Region &region, size_t offset, size_t bytes, uintptr_t pc); /* what a bulk copy of this thread wrote */
 void shadow_launch(size_t resident);
