@@ -161,6 +161,14 @@ static __device__ __forceinline__ u64 matrix_descriptor(u32 address, u32 leading
          (u64)((stride_bytes & 0x3ffff) >> 4) << 32 | layout << 62;
 }
 
+/* The descriptor of a matrix with swizzle 128 from column k of it on (K-major, TRANS 0) or row k (M- or N-major): 16 along k
+ * are 32 bytes of a row, or 16 rows of 128 bytes. K-major, a row goes on behind its 64 columns CHUNK bytes further. */
+template <int TRANS, int CHUNK = 0>
+static __device__ __forceinline__ u64 along_k(u64 descriptor, int k)
+{
+  return descriptor + (TRANS ? k * 128 : k / 64 * CHUNK + k % 64 * 2) / 16;
+}
+
 /* What registers of accumulators and of A hold is there before the products that follow. */
 static __device__ __forceinline__ void wgmma_fence()
 {

@@ -24,9 +24,7 @@ static __device__ __forceinline__ void add_grad_key(float (&grad_key)[DIM_K / 8]
   u64 b = matrix_descriptor(queries, BLOCK_M * 128, 1024, 128);
   keep_registers(flat(grad_key));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < BLOCK_M; k += 16)
-    wgmma_m64n${key_n}k16<1>(flat(grad_key), d_scores[k / 16], b + k * 128 / 16, 1);
+  wgmma_m64n${key_n}<BLOCK_M, 1>(flat(grad_key), d_scores, b, 1);
   wgmma_commit();
 }
 

@@ -8,8 +8,6 @@ static __device__ __forceinline__ void add_grad_value(float (&grad_value)[DIM_V 
   u64 b = matrix_descriptor(grads, BLOCK_M * 128, 1024, 128);
   keep_registers(flat(grad_value));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < BLOCK_M; k += 16)
-    wgmma_m64n${value_n}k16<1>(flat(grad_value), weights[k / 16], b + k * 128 / 16, 1);
+  wgmma_m64n${value_n}<BLOCK_M, 1>(flat(grad_value), weights, b, 1);
   wgmma_commit();
 }

@@ -7,8 +7,6 @@ static __device__ __forceinline__ void add_grad_query(float (&grad_query)[DIM_K 
   u64 b = matrix_descriptor(keys, BLOCK_N * 128, 1024, 128);
   keep_registers(flat(grad_query));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < BLOCK_N; k += 16)
-    wgmma_m64n${key_n}k16<1>(flat(grad_query), d_scores[k / 16], b + k * 128 / 16, 1);
+  wgmma_m64n${key_n}<BLOCK_N, 1>(flat(grad_query), d_scores, b, 1);
   wgmma_commit();
 }

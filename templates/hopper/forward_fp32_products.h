@@ -1,23 +1,19 @@
 /* The two products of a warpgroup's 64 rows, three of fp16 each, and what its registers need between them. Small terms
  * come first, high * high last: what a sum loses by truncation is in proportion to its size. */
 
-/* Issue scores = Q K^T over the 64 columns of a chunk, or the fewer of the last one. Both operands have their columns
- * side by side: 16 of them are 32 bytes of a row. */
-static __device__ __forceinline__ void multiply_chunk(float (&scores)[N_TILES][4], u32 queries, u32 panel, int columns)
+enum { LAST_COLUMNS = DIM_QK - 64 * (CHUNKS_QK - 1) }; /* of the last chunk of Q and K; others have 64 */
+
+/* Issue scores = Q K^T over the columns of a chunk. */
+template <int COLUMNS>
+static __device__ __forceinline__ void multiply_chunk(float (&scores)[N_TILES][4], u32 queries, u32 panel)
 {
   u64 a_high = matrix_descriptor(queries, 0, 1024, 128), a_low = a_high + BLOCK_M * 128 / 16;
   u64 b_high = matrix_descriptor(panel, 0, 1024, 128), b_low = b_high + BLOCK_N * 128 / 16;
   keep_registers(flat(scores));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < columns; k += 16)
-    wgmma_m64n${block_n}k16<0, 0>(flat(scores), a_low + k * 2 / 16, b_high + k * 2 / 16, k > 0);
-#pragma unroll
-  for (int k = 0; k < columns; k += 16)
-    wgmma_m64n${block_n}k16<0, 0>(flat(scores), a_high + k * 2 / 16, b_low + k * 2 / 16, 1);
-#pragma unroll
-  for (int k = 0; k < columns; k += 16)
-    wgmma_m64n${block_n}k16<0, 0>(flat(scores), a_high + k * 2 / 16, b_high + k * 2 / 16, 1);
+  wgmma_m64n${block_n}<COLUMNS, 0, 0>(flat(scores), a_low, b_high, 0);
+  wgmma_m64n${block_n}<COLUMNS, 0, 0>(flat(scores), a_high, b_low, 1);
+  wgmma_m64n${block_n}<COLUMNS, 0, 0>(flat(scores), a_high, b_high, 1);
   wgmma_commit();
 }
 
@@ -45,14 +41,16 @@ static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_
   float sums[N_TILES][4];
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS_QK; chunk++) {
-    const int columns = min(64, DIM_QK - 64 * chunk);
     if (chunk >= 2)
       add_chunk(scores[0], sums, chunk - 1, shared, panels);
     u32 panel = take_panel(shared, panels);
+    u32 columns = queries + chunk * BLOCK_M * 256;
     if (chunk == 0)
-      multiply_chunk(scores[0], queries, panel, columns);
+      multiply_chunk<(CHUNKS_QK > 1 ? 64 : LAST_COLUMNS)>(scores[0], columns, panel);
+    else if (chunk < CHUNKS_QK - 1)
+      multiply_chunk<64>(sums, columns, panel);
     else
-      multiply_chunk(sums, queries + chunk * BLOCK_M * 256, panel, columns);
+      multiply_chunk<LAST_COLUMNS>(sums, columns, panel);
   }
   give_turn(warpgroup);
   if (CHUNKS_QK > 1) {
@@ -80,23 +78,18 @@ static __device__ __forceinline__ void split_weights(struct weights &weights,
                  weights.low[k][i]);
 }
 
-/* Issue sums = weights V for SUM_KEYS keys from `first` on and a chunk of columns. V has the keys, which are summed
- * over, one row of 128 bytes each: 16 of them are 2048 bytes. */
+/* Issue sums = weights V for SUM_KEYS keys from `first` on and a chunk of columns. */
 static __device__ __forceinline__ void multiply_columns(float (&sums)[WIDTH_V / 2], const struct weights &weights,
                                                         u32 panel, int first)
 {
   u64 b_high = matrix_descriptor(panel, 0, 1024, 128), b_low = b_high + BLOCK_N * 128 / 16;
   keep_registers(sums);
   wgmma_fence();
-#pragma unroll
-  for (int k = first; k < first + SUM_KEYS; k += 16)
-    wgmma_m64n${width_v}k16<1>(sums, weights.low[k / 16], b_high + k * 128 / 16, k > first);
-#pragma unroll
-  for (int k = first; k < first + SUM_KEYS; k += 16)
-    wgmma_m64n${width_v}k16<1>(sums, weights.high[k / 16], b_low + k * 128 / 16, 1);
-#pragma unroll
-  for (int k = first; k < first + SUM_KEYS; k += 16)
-    wgmma_m64n${width_v}k16<1>(sums, weights.high[k / 16], b_high + k * 128 / 16, 1);
+  typedef const u32 (&left)[SUM_KEYS / 16][4];
+  left high = reinterpret_cast<left>(weights.high[first / 16]), low = reinterpret_cast<left>(weights.low[first / 16]);
+  wgmma_m64n${width_v}<SUM_KEYS, 1>(sums, low, along_k<1>(b_high, first), 0);
+  wgmma_m64n${width_v}<SUM_KEYS, 1>(sums, high, along_k<1>(b_low, first), 1);
+  wgmma_m64n${width_v}<SUM_KEYS, 1>(sums, high, along_k<1>(b_high, first), 1);
   wgmma_commit();
 }
 

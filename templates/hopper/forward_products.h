@@ -1,29 +1,23 @@
 /* The two products of a warpgroup's 64 rows, and what its registers need between them. */
 
-/* Issue scores = Q K^T. Both operands have their columns side by side: 16 of them are 32 bytes of a chunk's rows. */
+/* Issue scores = Q K^T. */
 static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_TILES][4], u32 queries, u32 keys)
 {
   u64 a = matrix_descriptor(queries, 0, 1024, 128), b = matrix_descriptor(keys, 0, 1024, 128);
   keep_registers(flat(scores[0]));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < DIM_QK; k += 16)
-    wgmma_m64n${block_n}k16<0, 0>(flat(scores[0]), a + (k / 64 * BLOCK_M * 128 + k % 64 * 2) / 16,
-                                  b + (k / 64 * BLOCK_N * 128 + k % 64 * 2) / 16, k > 0);
+  wgmma_m64n${block_n}<DIM_QK, 0, 0, BLOCK_M * 128, BLOCK_N * 128>(flat(scores[0]), a, b, 0);
   wgmma_commit();
 }
 
-/* Issue output += weights V. V has the keys, which are summed over, one row of 128 bytes each: 16 of them are 2048
- * bytes; its next 64 columns are a chunk away. */
+/* Issue output += weights V. V's next 64 columns are a chunk away. */
 static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][DIM_V / 8][4],
                                                        const u32 (&weights)[BLOCK_N / 16][4], u32 values)
 {
   u64 b = matrix_descriptor(values, BLOCK_N * 128, 1024, 128);
   keep_registers(flat(output[0]));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < BLOCK_N; k += 16)
-    wgmma_m64n${round_up(head_dim_v, 8)}k16<1>(flat(output[0]), weights[k / 16], b + k * 128 / 16, 1);
+  wgmma_m64n${round_up(head_dim_v, 8)}<BLOCK_N, 1>(flat(output[0]), weights, b, 1);
   wgmma_commit();
 }
 

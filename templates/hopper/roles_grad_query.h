@@ -6,9 +6,7 @@ static __device__ __forceinline__ void multiply_chunk(float (&grad_query)[8][4],
   u64 a = matrix_descriptor(d_scores, 0, 1024, 128), b = matrix_descriptor(keys, 0, 1024, 128);
   keep_registers(flat(grad_query));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < 64; k += 16)
-    wgmma_m64n64k16<0, 1>(flat(grad_query), a + k * 2 / 16, b + k * 128 / 16, accumulate || k > 0);
+  wgmma_m64n64<64, 0, 1>(flat(grad_query), a, b, accumulate);
   wgmma_commit();
 }
 

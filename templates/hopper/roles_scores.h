@@ -12,10 +12,7 @@ static __device__ __forceinline__ void multiply_part(float (&product)[8][4], u32
   u64 a = matrix_descriptor(rows, 0, 1024, 128), b = matrix_descriptor(keys, 0, 1024, 128);
   keep_registers(flat(product));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < DIM; k += 16)
-    wgmma_m64n64k16<0, 0>(flat(product), a + (k / 64 * CHUNK + k % 64 * 2) / 16,
-                          b + (k / 64 * BLOCK_N * 128 + k % 64 * 2) / 16, k > 0);
+  wgmma_m64n64<DIM, 0, 0, CHUNK, BLOCK_N * 128>(flat(product), a, b, 0);
   wgmma_commit();
 }
 

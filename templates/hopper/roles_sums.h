@@ -10,7 +10,7 @@ static __device__ __forceinline__ void add_columns(float (&sums)[COLUMNS / 2], u
 //%   let n = 8 * i
 //%   if n == value_first || n == value_rest || n == key_first || n == key_rest
   if constexpr (COLUMNS == ${n})
-    wgmma_m64n${n}k16<1, 1>(sums, a, b, 1);
+    wgmma_m64n${n}<BLOCK_M, 1, 1>(sums, a, b, 1);
 //%   end
 //% end
 }
@@ -23,13 +23,9 @@ static __device__ __forceinline__ void add_product(float (&sums)[N][4], u32 left
   u64 a = matrix_descriptor(left, 0, 1024, 128), b = matrix_descriptor(right, CHUNK, 1024, 128);
   keep_registers(flat(sums));
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < BLOCK_M; k += 16) {
-    add_columns<FIRST>(reinterpret_cast<float(&)[FIRST / 2]>(sums), a + k * 128 / 16, b + k * 128 / 16);
-    if constexpr (REST > 0)
-      add_columns<REST>(reinterpret_cast<float(&)[REST / 2]>(sums[FIRST / 8]), a + k * 128 / 16,
-                        b + (FIRST / 64 * CHUNK + k * 128) / 16);
-  }
+  add_columns<FIRST>(reinterpret_cast<float(&)[FIRST / 2]>(sums), a, b);
+  if constexpr (REST > 0)
+    add_columns<REST>(reinterpret_cast<float(&)[REST / 2]>(sums[FIRST / 8]), a, b + FIRST / 64 * CHUNK / 16);
   wgmma_commit();
 }
 

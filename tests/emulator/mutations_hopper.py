@@ -18,6 +18,7 @@ FULL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, config=SMALL_BLOCKS)
 GROUPED = _call(head_dim=64, batch=2, seqlen_q=140, seqlen_k=130, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
 GROUPED_CAUSAL = _call(head_dim=64, batch=2, seqlen_q=140, heads_q=4, heads_kv=2, causal=True, config=ONE_TILE)
 CHUNKS = _call(head_dim=128, seqlen_q=140, seqlen_k=250, heads_q=1, config=SMALL_BLOCKS)  # two of 64 columns
+WIDE_BLOCK = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, config="block_m=128,block_n=128,num_stages=2")
 NEGATIVE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, scale=-0.1, data="large", config=SMALL_BLOCKS)
 THREE = _call(head_dim=64, seqlen_q=200, seqlen_k=250, heads_q=1, config="block_m=192,block_n=64,num_stages=2")
 # One block of keys for each tile of queries, and more stages of K than of Q: only Q's own barrier holds Q back.
@@ -171,17 +172,17 @@ MUTATIONS = [
               "matrix_descriptor(values, BLOCK_N * 128, 1024, 128)",
               "matrix_descriptor(values, BLOCK_N * 64, 1024, 128)"),
     _mutation("K's chunks as far apart as Q's", CHUNKS,
-              "k / 64 * BLOCK_N * 128", "k / 64 * BLOCK_M * 128"),
+              "BLOCK_N * 128>(flat(scores[0])", "BLOCK_M * 128>(flat(scores[0])"),
     _mutation("step along a chunk goes on into the next", CHUNKS,
-              "b + (k / 64 * BLOCK_N * 128 + k % 64 * 2) / 16", "b + (k / 64 * BLOCK_N * 128 + k * 2) / 16"),
-    _mutation("step along V", FULL,
-              "b + k * 128 / 16, 1);", "b + k * 64 / 16, 1);"),
+              "k / 64 * CHUNK + k % 64 * 2", "k / 64 * CHUNK + k * 2"),
+    _mutation("step along V", WIDE_BLOCK,
+              "TRANS ? k * 128", "TRANS ? k * 64"),
     _mutation("V not transposed", FULL,
-              "wgmma_m64n64k16<1>(flat(output[0])", "wgmma_m64n64k16<0>(flat(output[0])"),
+              "wgmma_m64n64<BLOCK_N, 1>(flat(output[0])", "wgmma_m64n64<BLOCK_N, 0>(flat(output[0])"),
     _mutation("scores not cleared", FULL,
-              "k % 64 * 2) / 16, k > 0);", "k % 64 * 2) / 16, 1);"),
+              "flat(scores[0]), a, b, 0);", "flat(scores[0]), a, b, 1);"),
     _mutation("output cleared at each block", FULL,
-              "b + k * 128 / 16, 1);", "b + k * 128 / 16, k > 0);"),
+              "weights, b, 1);", "weights, b, 0);"),
     _mutation("fragments of the weights exchanged", FULL,
               "pack(fragments[2 * k + i / 2][i % 2 * 2],", "pack(fragments[2 * k + i % 2][i / 2 * 2],"),
     _mutation("output not rescaled", FULL,

@@ -46,7 +46,7 @@ MUTATIONS = [
     _mutation("sums read before they are there", ODD,
               "wgmma_wait<0>();", ";", within="sum_gradient"),
     _mutation("columns behind the first 128: the first ones again", ONE_STEP,
-              "(FIRST / 64 * CHUNK + k * 128) / 16", "k * 128 / 16"),
+              "b + FIRST / 64 * CHUNK / 16", "b"),
     _mutation("the first chunk of columns twice", TWO_DIMS,
               "matrix_descriptor(right, CHUNK, 1024, 128)", "matrix_descriptor(right, 0, 1024, 128)"),
     _mutation("columns behind the first 128 left out", FEW_COLUMNS,

@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     rf"(?P<string>{_STRING})|(?P<space>(?:\s|//[^\n]*|/\*.*?\*/|^#line[^\n]*)+)|\w+|.", re.M | re.DOTALL
 )
 _SPELLINGS = {"__asm__": "asm", "__asm": "asm", "__volatile__": "volatile", "__volatile": "volatile"}
-_PRODUCT = re.compile(r"wgmma_m64n(\d+)k16")
+_PRODUCT = re.compile(r"wgmma_m64n(\d+)k(16|64)")
 
 
 def _end_of_body(text: str, start: int) -> int:
@@ -63,29 +63,33 @@ def normalised(text: str) -> str:
     return result
 
 
-def _product(n: int, dtype: str, from_registers: bool) -> str:
-    """wgmma.h for n columns, normalised."""
-    c, kind = n // 2, {"fp16": "f16", "bf16": "bf16"}[dtype]
-    operands = [f'"r"(a[{i}])' for i in range(4)] if from_registers else ['"l"(a)']
-    operands += ['"l"(b)', '"r"(accumulate)', *([] if from_registers else ['"n"(TRANS_A)']), '"n"(TRANS_B)']
-    numbers = [f"%{c + i}" for i in range(len(operands))]
-    if from_registers:
-        a, b, accumulate, transposed = f"{{{', '.join(numbers[:4])}}}", numbers[4], numbers[5], numbers[6:]
-    else:
-        a, b, accumulate, transposed = *numbers[:3], numbers[3:]
+def _product(n: int, k: int, dtype: str, from_registers: bool) -> str:
+    """wgmma.h for n columns, over k (16 or 64), normalised."""
+    c, kind, steps = n // 2, {"fp16": "f16", "bf16": "bf16"}[dtype], k // 16
+    operands: list[str] = []
+    lefts, rights = [], []
+    for step in range(steps):
+        along = [f"along_k<TRANS_{x}>({x.lower()},{16 * step})" if step else x.lower() for x in "AB"]
+        left = [f'"r"(a[{4 * step + i}])' for i in range(4)] if from_registers else [f'"l"({along[0]})']
+        numbers = [f"%{c + len(operands) + i}" for i in range(len(left) + 1)]
+        lefts.append(f"{{{', '.join(numbers[:-1])}}}" if from_registers else numbers[0])
+        rights.append(numbers[-1])
+        operands += [*left, f'"l"({along[1]})']
+    accumulate = f"%{c + len(operands)}"
+    transposed = [f"%{c + len(operands) + 1 + i}" for i in range(1 if from_registers else 2)]
+    operands += ['"r"(accumulate)', *([] if from_registers else ['"n"(TRANS_A)']), '"n"(TRANS_B)']
     sums = ", ".join(f"%{i}" for i in range(c))
-    assembly = (
-        r"{\n.reg .pred accumulate;\n"
-        rf"setp.ne.b32 accumulate, {accumulate}, 0;\n"
-        f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {{{sums}}}, "
-        rf"{a}, {b}, accumulate, 1, 1, {', '.join(transposed)};\n}}"
-    )
-    parameters = "const u32(&a)[4]" if from_registers else "u64 a"
+    assembly = rf"{{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, {accumulate}, 0;\n"
+    for step in range(steps):
+        assembly += r"setp.ne.b32 accumulate, 1, 0;\n" if step == 1 else ""
+        assembly += f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {{{sums}}}, "
+        assembly += rf"{lefts[step]}, {rights[step]}, accumulate, 1, 1, {', '.join(transposed)};\n"
+    parameters = f"const u32(&a)[{4 * steps}]" if from_registers else "u64 a"
     outputs = ",".join(f'"+f"(c[{i}])' for i in range(c))
     return (
         f"template<{'' if from_registers else 'int TRANS_A,'}int TRANS_B>static __device__ __forceinline__ void "
-        f"wgmma_m64n{n}k16(float(&c)[{c}],{parameters},u64 b,int accumulate)"
-        f'{{asm volatile("{assembly}":{outputs}:{",".join(operands)});}}'
+        f"wgmma_m64n{n}k{k}(float(&c)[{c}],{parameters},u64 b,int accumulate)"
+        f'{{asm volatile("{assembly}}}":{outputs}:{",".join(operands)});}}'
     )
 
 
@@ -102,7 +106,8 @@ def _expected() -> dict[str, dict[str, str]]:
 def _texts(name: str) -> dict[str, str]:
     product = _PRODUCT.fullmatch(name)
     if product and int(product[1]) in range(8, 257, 8):
-        return {_product(int(product[1]), t, r): t for t in ("fp16", "bf16") for r in (False, True)}
+        n, k = int(product[1]), int(product[2])
+        return {_product(n, k, t, r): t for t in ("fp16", "bf16") for r in (False, True)}
     return _expected().get(name, {})
 
 

@@ -133,6 +133,11 @@ static __forceinline__ void fence_async_shared() { emu_fence_async_shared(); }
 /* --- products: EMU_WGMMA(n) for each width that the kernel has -----------------------------------------------------
  */
 
+/* A descriptor, `step` times 16 further along k: 32 bytes of a row, or 16 rows of 128 bytes. */
+static __forceinline__ unsigned long long emu_along_k(unsigned long long descriptor, int is_transposed, int step) {
+  return descriptor + (unsigned long long)(step * (is_transposed ? 128 : 2));
+}
+
 #define EMU_WGMMA(N)                                                                                                   \
   template <int TRANS_A, int TRANS_B>                                                                                  \
   static __forceinline__ void wgmma_m64n##N##k16(float(&c)[N / 2], unsigned long long a, unsigned long long b,         \
@@ -145,6 +150,20 @@ static __forceinline__ void fence_async_shared() { emu_fence_async_shared(); }
                                                  int accumulate) {                                                     \
     static_assert((TRANS_B | 1) == 1, "0 or 1");                                                                       \
     emu_wgmma(c, a, 0, b, accumulate != 0, N, 0, TRANS_B, EMU_TYPE);                                                   \
+  }                                                                                                                    \
+  template <int TRANS_A, int TRANS_B>                                                                                  \
+  static __forceinline__ void wgmma_m64n##N##k64(float(&c)[N / 2], unsigned long long a, unsigned long long b,         \
+                                                 int accumulate) {                                                     \
+    for (int step = 0; step < 4; step++)                                                                               \
+      wgmma_m64n##N##k16<TRANS_A, TRANS_B>(c, emu_along_k(a, TRANS_A, step), emu_along_k(b, TRANS_B, step),            \
+                                           accumulate || step > 0);                                                    \
+  }                                                                                                                    \
+  template <int TRANS_B>                                                                                               \
+  static __forceinline__ void wgmma_m64n##N##k64(float(&c)[N / 2], const unsigned(&a)[16], unsigned long long b,       \
+                                                 int accumulate) {                                                     \
+    for (int step = 0; step < 4; step++)                                                                               \
+      wgmma_m64n##N##k16<TRANS_B>(c, reinterpret_cast<const unsigned(&)[4]>(a[4 * step]),                              \
+                                  emu_along_k(b, TRANS_B, step), accumulate || step > 0);                              \
   }
 #ifdef EMU_HAS_wgmma_fence
 static __forceinline__ void wgmma_fence() { emu_wgmma_fence(); }
