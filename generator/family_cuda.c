@@ -133,6 +133,11 @@ static int check_range(const char *name, int value, int least, int most, int mul
   return -1;
 }
 
+/* Do tiles have columns that tensors have not? */
+static bool has_tails(const fa_problem *problem) {
+  return problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
+}
+
 static int check_forward(const fa_problem *problem, cuda_config c, char *message, size_t message_size) {
   /* fp32 sums at most 64 keys in a tensor core, which truncates. */
   int most_keys = problem->dtype == FA_FP32 ? 64 : 256;
@@ -145,10 +150,9 @@ static int check_forward(const fa_problem *problem, cuda_config c, char *message
   }
   /* A second stage needs addresses of its own; so do columns that a tile has and a tensor has not, and the function
    * that loads rows of an odd number of elements. */
-  const bool has_tails = problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
   const bool is_odd = problem->head_dim % 2 != 0 || problem->head_dim_v % 2 != 0;
   const bool is_fp32 = problem->dtype == FA_FP32;
-  const int most = !is_fp32 && is_odd ? 160 : c.num_stages > 1 ? 176 : is_fp32 && has_tails ? 192 : 200;
+  const int most = !is_fp32 && is_odd ? 160 : c.num_stages > 1 ? 176 : is_fp32 && has_tails(problem) ? 192 : 200;
   if (forward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
@@ -181,8 +185,7 @@ static int check_backward(const fa_problem *problem, cuda_config c, char *messag
     return -1;
   }
   /* fp32 has two parts of each operand beside them; then columns that a tile has and a tensor has not. */
-  const bool has_tails = problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
-  const int most = problem->dtype != FA_FP32 ? 208 : has_tails && c.warp_keys == 32 ? 144 : 176;
+  const int most = problem->dtype != FA_FP32 ? 208 : has_tails(problem) && c.warp_keys == 32 ? 144 : 176;
   if (backward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",

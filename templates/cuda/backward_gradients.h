@@ -158,7 +158,6 @@ static __device__ __forceinline__ void add_grad_key(float (&gradient)[KEY_TILES]
 static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles, const struct work &w,
                                                       const struct cursor &c)
 {
-  constexpr bool APART = (DQ_UNITS & (DQ_UNITS - 1)) == 0; /* bits of a warp's first unit and those of a unit of it */
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int first_row_tile = warp % DQ_ROW_WARPS * DQ_ROWS, first_unit = warp / DQ_ROW_WARPS * DQ_UNITS;
   float *sums = c.at.grad_query + (long long)c.block * (BLOCK_M * DIM_QK);
@@ -170,8 +169,6 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
   for (int row = first_row_tile; row < BLOCK_M / 16; row += DQ_ROW_WARPS * DQ_ROWS) {
     u32 a_at = at_column<BLOCK_M>(shared_address(tiles.d_scores + lane_b<BLOCK_M>(lane)), row * 16);
     u32 b_at = shared_address(tiles.keys + lane_a<DIM_QK>(lane));
-    if (APART)
-      b_at = at_column<DIM_QK>(b_at, first_unit * 16);
     float gradient[DQ_ROWS][2 * DQ_UNITS][4] = {};
 #pragma unroll
     for (int k = 0; k < BLOCK_N / 16; k++) {
@@ -189,7 +186,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
 //% if split
         __syncwarp(); /* as above */
 //% end
-        load_fragment_trans(b, at_column<DIM_QK>(b_at, (APART ? unit : first_unit + unit) * 16) + k * 16 * DIM_QK * 2, BLOCK_N * DIM_QK);
+        load_fragment_trans(b, at_column<DIM_QK>(b_at, (first_unit + unit) * 16) + k * 16 * DIM_QK * 2, BLOCK_N * DIM_QK);
 #pragma unroll
         for (int m = 0; m < DQ_ROWS; m++)
 #pragma unroll
