@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the call").add_argument
     add("--batch", type=int, default=1, metavar="N")
     add("--heads-q", type=int, default=2, metavar="N", help="default: %(default)s")
-    add("--heads-kv", type=int, default=0, metavar="N", help="default: --heads-q")
+    add("--heads-kv", type=int, default=0, metavar="N", help="default, and 0: --heads-q")
     add("--seqlen-q", type=int, default=130, metavar="N", help="default: %(default)s")
-    add("--seqlen-k", type=int, default=0, metavar="N", help="default: --seqlen-q")
+    add("--seqlen-k", type=int, default=0, metavar="N", help="default, and 0: --seqlen-q")
     add("--scale", type=float, metavar="X", help="default: 1 / sqrt(head dim)")
     add("--layout", choices=LAYOUTS, default="contiguous", metavar="NAME", help=f"strides: {', '.join(LAYOUTS)}")
     add("--without", action="append", default=[], choices=UNWANTED, metavar="NAME",

@@ -38,8 +38,8 @@ static __device__ __forceinline__ void mask_scores(struct scores &s, const struc
  * The products are in units of `unit` and `d_unit`.
 //% end
  */
-template <bool WEIGHTS, bool D_SCORES, int TILES = 1>
-static __device__ __forceinline__ void weigh(struct scores *s, const struct row_stats *stats, const struct work &w,
+template <bool WEIGHTS, bool D_SCORES, int TILES>
+static __device__ __forceinline__ void weigh(struct scores (&s)[TILES], const struct row_stats *stats, const struct work &w,
                                              const struct fa_params &params
 //% if dtype == "fp32"
                                              , float unit, float d_unit

@@ -28,6 +28,13 @@ static __device__ __forceinline__ void add_grad_key(float (&grad_key)[DIM_K / 8]
   wgmma_commit();
 }
 
+template <bool WEIGHTS, bool D_SCORES>
+static __device__ __forceinline__ void weigh_tile(struct scores &scores, const struct row_stats *stats,
+                                                  const struct work &w, const struct fa_params &params)
+{
+  weigh<WEIGHTS, D_SCORES>(reinterpret_cast<struct scores(&)[1]>(scores), stats, w, params);
+}
+
 /* From weights to d_scores, and dV under way. One array is the left operand of both products of gradients, by turns: two
  * would need 16 registers that are not there. The last step's dK has done with it first. */
 static __device__ __forceinline__ void finish_scores(struct scores &scores, u32 (&left)[BLOCK_M / 16][4],
@@ -46,7 +53,7 @@ static __device__ __forceinline__ void finish_scores(struct scores &scores, u32 
   begin_grad_value(grad_value, left, scores, step, shared);
   wgmma_wait<1>();
   keep_registers(flat(scores.d_scores));
-  weigh<false, true>(&scores, find_stats(step, memory), w, params);
+  weigh_tile<false, true>(scores, find_stats(step, memory), w, params);
   mask_step<false, true>(scores, step, w);
   __syncwarp(); /* all lanes have read the statistics: one of them says so when it gives Q back */
 }
@@ -75,7 +82,7 @@ static __device__ __forceinline__ void consume_steps(float (&grad_key)[DIM_K / 8
   begin_scores(scores, step, warpgroup, shared);
   wgmma_wait<0>();
   keep_registers(flat(scores.weights));
-  weigh<true, false>(&scores, find_stats(step, memory), w, params);
+  weigh_tile<true, false>(scores, find_stats(step, memory), w, params);
   mask_step<true, false>(scores, step, w);
   while (step.number + 1 < w.num_steps) {
     struct step next = step;
@@ -86,7 +93,7 @@ static __device__ __forceinline__ void consume_steps(float (&grad_key)[DIM_K / 8
     begin_grad_key(grad_key, grad_value, left, scores, step, shared);
     wgmma_wait<1>();
     keep_registers(flat(scores.weights));
-    weigh<true, false>(&scores, find_stats(next, memory), w, params);
+    weigh_tile<true, false>(scores, find_stats(next, memory), w, params);
     mask_step<true, false>(scores, next, w);
     step = next;
   }

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emulator import uninitialised, variables, wrappers
+from emulator.errors import EmulatorError
 
 NATIVE = Path(__file__).parent / "native"
 CXX = os.environ.get("CXX", "g++")
@@ -143,7 +144,12 @@ def _refuse(pattern: re.Pattern[str], text: str, what: str) -> None:
 
 def _cache() -> Path:
     path = Path(os.environ.get("EMULATOR_CACHE", Path(tempfile.gettempdir()) / f"emulator_cache_{os.getuid()}"))
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EmulatorError(
+            f"EMULATOR_CACHE is {path}; it must be a folder, or one that can be made: {error}"
+        ) from error
     return path
 
 

@@ -150,6 +150,8 @@ class Kernel:
 
     def registers(self, entry: str, threads: int) -> int:
         """What a thread has at the launch where setmaxnreg is used, from the kernel's __launch_bounds__; else 0."""
+        if threads > 1024:
+            raise EmulatorError(f"{entry}: {threads} threads, more than a block can have: 1024")
         bounds = getattr(self.module, f"emu_bounds_{entry}")
         most, blocks = bounds(0), max(bounds(1), 1)
         if not most:

@@ -58,6 +58,42 @@ def test_swizzled_box(swizzle: int, timing: str) -> None:
 
 
 @pytest.mark.parametrize("timing", TIMINGS)
+@pytest.mark.parametrize(("columns", "swizzle"), [(8, 128), (16, 128), (8, 64)])
+def test_box_narrower_than_its_swizzle(columns: int, swizzle: int, timing: str) -> None:
+    """Its rows are as far apart as the swizzle is wide, and only its own bytes count: measured on an H200."""
+    text = """
+extern "C" __global__ void
+kernel(const __grid_constant__ tensor_map in_a, const __grid_constant__ tensor_map out_b, float *out_x, int columns,
+       int swizzle) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  u32 at = shared_address(shared), barrier = at + 1024;
+  if (threadIdx.x == 0) {
+    barrier_init(barrier, 1);
+    barrier_init_done();
+    barrier_expect(barrier, 8 * columns * 4);
+    tensor_load(at, &in_a, barrier, 0, 0);
+  }
+  __syncwarp();
+  barrier_wait(barrier, 0);
+  for (int i = threadIdx.x; i < 8 * columns; i += 32) {
+    int byte = i / columns * swizzle + i % columns * 4;
+    out_x[i] = *(float *)(shared + (byte ^ (byte / 128 % (swizzle / 16)) * 16));
+  }
+  if (threadIdx.x == 0) {
+    tensor_store(&out_b, at, 0, 0);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}"""
+    tensor = np.arange(16 * 64, dtype=np.float32).reshape(16, 64)
+    out, stored = np.zeros((8, columns), np.float32), np.zeros((8, columns), np.float32)
+    maps = (Mapped(array, "fp32", (columns, 8), swizzle) for array in (tensor, stored))
+    run(text, *maps, out, columns, swizzle, shared=1032, widths=(), settings=Settings(1, timing))
+    np.testing.assert_array_equal(out, tensor[:8, :columns])
+    np.testing.assert_array_equal(stored, tensor[:8, :columns])
+
+
+@pytest.mark.parametrize("timing", TIMINGS)
 def test_box_across_all_borders(timing: str) -> None:
     """Zeros before and behind the tensor in every dimension."""
     tensor = np.arange(1, 1 + 4 * 5 * 16, dtype=np.float32).reshape(4, 5, 16)

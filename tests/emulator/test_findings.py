@@ -257,6 +257,13 @@ def turns(text: str, blocks: int, resident: int) -> None:
     np.testing.assert_allclose(out, expected)
 
 
+def test_block_of_more_threads_than_there_can_be() -> None:
+    text = 'extern "C" __global__ void kernel(int *out_x) { out_x[threadIdx.x] = 0; }'
+    run(text, np.zeros(1024, np.int32), block=1024)
+    with pytest.raises(EmulatorError, match="1056 threads, more than a block can have: 1024"):
+        run(text, np.zeros(1056, np.int32), block=1056)
+
+
 def test_blocks_in_turn() -> None:
     turns(TURNS, 5, 8)
     forward = TURNS.replace("blocks - 1 - blockIdx.x", "blockIdx.x")

@@ -246,3 +246,40 @@ def test_tile_that_is_read_twice_at_once(timing: str) -> None:
     for mode in (1, 2):
         with pytest.raises(EmulatorError, match=r"race: writes .* asynchronous operation of warp 0 still"):
             shared_tile(mode, Settings(1, timing))
+
+
+# A bulk load of what plain stores of the same launch have written.
+SOURCE = """
+extern "C" __global__ void
+kernel(float *inout_x, float *out_y) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  u32 at = shared_address(shared), barrier = at + 128;
+  if (threadIdx.x == 0) {
+    barrier_init(barrier, 1);
+    barrier_init_done();
+  }
+  inout_x[32 + threadIdx.x] = 1;
+  __syncwarp();
+  if (threadIdx.x == 0) {
+    barrier_expect(barrier, 128);
+    bulk_load(at, inout_x + FIRST, 128, barrier);
+  }
+  __syncwarp();
+  barrier_wait(barrier, 0);
+  out_y[threadIdx.x] = ((float *)shared)[threadIdx.x];
+}
+"""
+
+
+@pytest.mark.parametrize("timing", ["early", "late", "random"])
+def test_source_that_the_launch_has_written(timing: str) -> None:
+    def copy(first: int) -> None:
+        arrays = np.zeros(64, np.float32), np.zeros(32, np.float32)
+        text = SOURCE.replace("FIRST", str(first))
+        run(text, *arrays, shared=136, widths=(), settings=Settings(1, timing))
+
+    copy(0)
+    with pytest.raises(
+        EmulatorError, match=r"copy reads inout_x \+ 128, written by .* a proxy fence for global memory"
+    ):
+        copy(16)

@@ -253,3 +253,23 @@ def test_mistake_in_a_cluster(old: str, new: str, finding: str) -> None:
 
     with pytest.raises(EmulatorError, match=finding):
         all_seeds()
+
+
+@pytest.mark.parametrize("second", ["named_barrier_arrive(1, 64)", "named_barrier_wait(1, 64)"])
+@pytest.mark.parametrize("seed", range(4))
+def test_thread_that_comes_twice_to_a_named_barrier(second: str, seed: int) -> None:
+    """It ends the round alone only if it is the faster one, and is found if it is not, too."""
+    text = f"""
+extern "C" __global__ void kernel(int *out_x) {{
+  if (threadIdx.x < 32) {{
+    named_barrier_arrive(1, 64);
+    {second};
+  }} else {{
+    named_barrier_wait(1, 64);
+    named_barrier_wait(1, 64);
+  }}
+  out_x[threadIdx.x] = 0;
+}}"""
+    twice = "barrier 1: this thread (comes a second time before all 64|has arrived before)"
+    with pytest.raises(EmulatorError, match=twice):
+        run(text, np.zeros(64, np.int32), block=64, widths=(), settings=Settings(seed))

@@ -8,6 +8,7 @@
 #include "machine.h"
 
 #include <cstdio>
+#include <cstring>
 
 namespace emu {
 
@@ -21,13 +22,19 @@ static void release_barrier(Block &block, Barrier &barrier) {
       block.warp[w].clock.join(joined);
       synchronise(block.warp[w], block.warp[w].lanes);
     }
+  for (u32 w = 0; w < block.num_warps; w++)
+    if (barrier.only_arrived >> w & 1 && barrier.warps) {
+      u32 waiter = (u32)__builtin_ctz(barrier.warps);
+      barrier.ended[w] = {waiter, block.warp[waiter].epoch};
+    }
   for (Thread *thread : barrier.waiting)
     wake(*thread);
   barrier.waiting.clear();
   barrier.gathered = Clock();
   barrier.result_votes = barrier.votes;
   barrier.result_arrived = (int)barrier.arrived;
-  barrier.arrived = barrier.warps = 0;
+  barrier.arrived = barrier.warps = barrier.only_arrived = 0;
+  memset(barrier.lanes, 0, sizeof barrier.lanes);
   barrier.votes = 0;
   passed();
 }
@@ -48,10 +55,16 @@ static Barrier &arrive_at_barrier(int id, u32 wanted, bool waits, uintptr_t pc) 
   Barrier &barrier = block.barrier[id];
   if (barrier.arrived && barrier.wanted != wanted)
     fatal(pc, "barrier %d: this thread expects %u threads, an earlier one %u", id, wanted, barrier.wanted);
+  u32 warp = thread.warp->index;
+  if (barrier.lanes[warp] >> thread.lane & 1)
+    fatal(pc, "barrier %d: this thread comes a second time before all %u have come once", id, wanted);
+  auto [waiter, epoch] = barrier.ended[warp];
+  if (epoch && !knows(block.index, waiter, epoch, 1u << (u32)__builtin_ctz(block.warp[waiter].lanes), false))
+    fatal(pc, "barrier %d: this thread has arrived before, and comes again without knowing that all had come", id);
+  barrier.lanes[warp] |= 1u << thread.lane;
   barrier.wanted = wanted;
   barrier.arrived++;
   thread.at_barrier = &barrier;
-  u32 warp = thread.warp->index;
   if (waits) {
     if (barrier.warps >> warp & 1 && barrier.pc[warp] != pc)
       differ(id ? "a named barrier" : "__syncthreads", barrier.first[warp], pc, barrier.pc[warp]);
@@ -59,6 +72,7 @@ static Barrier &arrive_at_barrier(int id, u32 wanted, bool waits, uintptr_t pc) 
     barrier.pc[warp] = pc;
     barrier.first[warp] = thread.lane;
   } else {
+    barrier.only_arrived |= 1u << warp;
     barrier.gathered.join(release_lane(thread));
   }
   return barrier;

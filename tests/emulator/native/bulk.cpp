@@ -188,7 +188,7 @@ static void load(std::vector<Piece> pieces, u32 barrier, u32 mask, const char *w
   *copy = {LOAD, 0, &thread, &own, {}, {}, barrier, std::move(pieces), 0, 0, {}, false, 0, pc};
   for (const Piece &piece : copy->pieces)
     if (piece.begin < piece.end)
-      touch(piece.global + piece.begin, piece.end - piece.begin, COPY_SOURCE, pc);
+      touch(piece.global + piece.begin, piece.end - piece.begin, BULK_SOURCE, pc);
   if (mask >> own.cluster->block.size())
     fatal(pc, "%s: the mask %#x names blocks that the cluster does not have", what, mask);
   for (u32 rank = 0; rank < own.cluster->block.size(); rank++)

@@ -213,7 +213,6 @@ EMU_SHUFFLE(__shfl_xor_sync, 3)
 #define EMU_UNSEEN __attribute__((no_sanitize("thread")))
 #define EMU_APART __attribute__((noinline))
 static __forceinline__ unsigned long __cvta_generic_to_shared(const void *p) { return emu_shared_window(p); }
-template <class T> static __forceinline__ T __ldg(const T *p) { return *p; }
 /* The access is seen where the atomic stands; the accesses that carry it out are in a function of their own, unseen. */
 template <class T> EMU_UNSEEN static __forceinline__ void emu_set(T *address, T x) {
   if (__builtin_memcmp(address, &x, sizeof(T)))

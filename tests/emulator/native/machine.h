@@ -159,6 +159,12 @@ struct Barrier {
   u32 warps;               /* that wait, a bit each */
   uintptr_t pc[MAX_WARPS]; /* where they do, and one of the lanes that do */
   u32 first[MAX_WARPS];
+  u32 lanes[MAX_WARPS]; /* that have come, a bit each */
+  u32 only_arrived;     /* warps, a bit each */
+  /* Who only arrived at an earlier round knows that it has ended from this warp, at this time of it or later. */
+  struct {
+    u32 warp, epoch;
+  } ended[MAX_WARPS];
   int votes, result_votes, result_arrived;
   std::vector<Thread *> waiting;
   Clock gathered; /* of those that only arrived */
@@ -296,11 +302,12 @@ enum Access {
   ATOMIC_READ,
   ATOMIC, /* what changes memory */
   COLLECTIVE_READ,
-  COPY_SOURCE,
+  COPY_SOURCE, /* of cp.async */
   PRODUCT_READ,
   BULK_READ,
   BULK_WRITE,
-  BULK_ADD
+  BULK_ADD,
+  BULK_SOURCE /* of a load, in global memory */
 };
 void touch(const void *address, size_t bytes, Access access, uintptr_t pc);
 bool is_shared(const void *address);

@@ -86,8 +86,8 @@ static std::string describe(u64 block, u32 warp, u32 lanes, uintptr_t pc) {
 }
 
 static const char *verb(Access access) {
-  static const char *const verbs[] = {"reads", "writes",      "reads",      "writes",      "reads",
-                                      "reads", "wgmma reads", "copy reads", "copy writes", "copy adds to"};
+  static const char *const verbs[] = {"reads",       "writes",     "reads",       "writes",       "reads",     "reads",
+                                      "wgmma reads", "copy reads", "copy writes", "copy adds to", "copy reads"};
   return verbs[access];
 }
 
@@ -106,6 +106,9 @@ static void check_order(const Mark &w, Access access, const Place &place, uintpt
     if (is_async(access) && !fenced(w.block, w.agent, w.clock, 1u << w.lane, collective))
       finding(pc, "%s %s, written by %s with no fence_async_shared behind it", verb(access), place.text().c_str(),
               describe(w).c_str());
+    if (access == BULK_SOURCE && !w.bulk)
+      finding(pc, "%s %s, written by %s: that takes a proxy fence for global memory, which hopper.h has not",
+              verb(access), place.text().c_str(), describe(w).c_str());
   } else if (w.agent >= MAX_WARPS) {
     Block *block = find_block(w.block);
     finding(pc, "race: %s %s, where %s brings data, and phase %u of the barrier at %s has not been waited for",

@@ -18,7 +18,7 @@ struct Reads {
 inline bool is_add(Access access) { return access == ATOMIC || access == BULK_ADD; }
 inline bool is_read(Access access) {
   return access == READ || access == COLLECTIVE_READ || access == COPY_SOURCE || access == PRODUCT_READ ||
-         access == BULK_READ || access == ATOMIC_READ;
+         access == BULK_READ || access == ATOMIC_READ || access == BULK_SOURCE;
 }
 inline Use use_of(Access access) {
   return is_add(access) ? USE_ADD : access == ATOMIC_READ ? USE_ATOMIC_READ : USE_READ;

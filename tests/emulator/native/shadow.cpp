@@ -93,7 +93,7 @@ static Cells cells_at(const SharedShadow &shadow, const SharedPlace &place, size
 
 static Mark mark_now(Kind kind, uintptr_t pc) {
   Thread &t = *machine.now;
-  return {pc, t.warp->block->index, t.warp->epoch, (unsigned char)t.warp->index, (unsigned char)t.lane, kind};
+  return {pc, t.warp->block->index, t.warp->epoch, (unsigned char)t.warp->index, (unsigned char)t.lane, kind, false};
 }
 
 /* A write, or an atomic that changes memory: has everybody who reads it done so before? */
@@ -234,8 +234,10 @@ void touch_global(Region &region, size_t offset, size_t bytes, Access access, ui
     }
     forget_history(since);
     w = mark_now(WRITTEN, pc);
-    if (access == BULK_WRITE)
+    if (access == BULK_WRITE) {
       w.clock = NEVER;
+      w.bulk = true;
+    }
   }
 }
 

@@ -28,6 +28,7 @@ struct Mark {
   u32 clock;
   unsigned char agent, lane;
   Kind kind;
+  bool bulk; /* by a bulk copy to global memory */
 };
 
 /* Global memory that the kernel was given. */

@@ -36,6 +36,8 @@ TensorMap decode_tensor_map(const void *map, u32 rank, const char *what, uintptr
 std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coordinates, bool writes) {
   std::vector<Piece> pieces;
   long element = (long)map.stride[0], row_bytes = (long)map.box[0] * element;
+  /* As an H200 has it: rows of a box that is narrower than its swizzle lie as far apart as those of one that is not. */
+  u32 pitch = std::max((u32)row_bytes, (u32)CHUNK << map.swizzle);
   long first = (long)coordinates[0] * element, limit = (long)map.size[0] * element;
   if (writes)
     limit = (limit + CHUNK - 1) / CHUNK * CHUNK;
@@ -53,7 +55,7 @@ std::vector<Piece> box_pieces(const TensorMap &map, u32 shared, const int *coord
     for (long byte = 0; byte < row_bytes; byte += CHUNK) {
       long begin = std::clamp(-(first + byte), 0l, (long)CHUNK),
            end = std::clamp(limit - first - byte, 0l, (long)CHUNK);
-      u32 address = swizzled(shared + row * (u32)row_bytes + (u32)byte, map.swizzle, 0);
+      u32 address = swizzled(shared + row * pitch + (u32)byte, map.swizzle, 0);
       bool any = exists && begin < end;
       pieces.push_back({address, any ? (u32)begin : 0, any ? (u32)end : 0, global + first + byte});
     }
