@@ -101,15 +101,15 @@ static __device__ __forceinline__ void wgmma_m64n${wgmma_n}(float (&c)[${wgmma_n
     wgmma_m64n${wgmma_n}k16<TRANS_A, TRANS_B>(c, along_k<TRANS_A, CHUNK_A>(a, k), along_k<TRANS_B, CHUNK_B>(b, k),
                                               accumulate || k > 0);
 }
-template <int K, int TRANS_B, int CHUNK_B = 0>
+template <int K, int TRANS_B>
 static __device__ __forceinline__ void wgmma_m64n${wgmma_n}(float (&c)[${wgmma_n / 2}], const u32 (&a)[K / 16][4], u64 b,
                                                    int accumulate)
 {
 #pragma unroll
   for (int k = 0; k + 64 <= K; k += 64)
-    wgmma_m64n${wgmma_n}k64<TRANS_B>(c, reinterpret_cast<const u32(&)[16]>(a[k / 16]), along_k<TRANS_B, CHUNK_B>(b, k),
+    wgmma_m64n${wgmma_n}k64<TRANS_B>(c, reinterpret_cast<const u32(&)[16]>(a[k / 16]), along_k<TRANS_B>(b, k),
                                      accumulate || k > 0);
 #pragma unroll
   for (int k = K / 64 * 64; k < K; k += 16)
-    wgmma_m64n${wgmma_n}k16<TRANS_B>(c, a[k / 16], along_k<TRANS_B, CHUNK_B>(b, k), accumulate || k > 0);
+    wgmma_m64n${wgmma_n}k16<TRANS_B>(c, a[k / 16], along_k<TRANS_B>(b, k), accumulate || k > 0);
 }

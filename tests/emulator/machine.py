@@ -20,6 +20,7 @@ TIMINGS = {"early": 0, "late": 1, "random": 2}
 MODELS = {"hopper": 0, "ampere": 1, "double": 2}
 MARGIN = 16384  # bytes
 MOST_SHARED = 227 * 1024  # of a block, on the GPUs that have most
+MOST_IN_BLOCK = 1024  # threads
 MOST_BLOCKS = 16  # of a cluster
 MOST_THREADS = 16384  # at once: each has a stack, and a process only so many of them with guards (vm.max_map_count)
 TRAPPED = 2  # what emu_launch returns
@@ -150,8 +151,6 @@ class Kernel:
 
     def registers(self, entry: str, threads: int) -> int:
         """What a thread has at the launch where setmaxnreg is used, from the kernel's __launch_bounds__; else 0."""
-        if threads > 1024:
-            raise EmulatorError(f"{entry}: {threads} threads, more than a block can have: 1024")
         bounds = getattr(self.module, f"emu_bounds_{entry}")
         most, blocks = bounds(0), max(bounds(1), 1)
         if not most:
@@ -187,12 +186,14 @@ class Session:
         settings: Settings,
         cluster: int | Sequence[int] = 1,
     ) -> None:
-        lib = library()
+        lib, threads = library(), math.prod(_three(block))
+        if threads > MOST_IN_BLOCK:
+            raise EmulatorError(f"{entry}: {threads} threads, more than a block can have: {MOST_IN_BLOCK}")
         parts = zip(_three(grid), _three(cluster), strict=True)
         if math.prod(_three(cluster)) > MOST_BLOCKS or any(g % c for g, c in parts):
             raise ValueError(f"{entry}: a grid of {grid} does not consist of clusters of {cluster}")
         blocks = max(min(settings.resident, math.prod(_three(grid))), math.prod(_three(cluster)))
-        if blocks * math.prod(_three(block)) > MOST_THREADS:
+        if blocks * threads > MOST_THREADS:
             raise ValueError(
                 f"{entry}: {blocks} blocks of {block} threads at once; {MOST_THREADS} threads are possible"
             )
@@ -208,7 +209,7 @@ class Session:
             settings.shuffle,
             settings.drain,
             kernel.module.emu_shared_alignment(),
-            kernel.registers(entry, math.prod(_three(block))),
+            kernel.registers(entry, threads),
             (ctypes.c_uint * 3)(*_three(cluster)),
         )
         shared = shared_bytes + sum(variable.bytes for variable in kernel.static_variables())

@@ -18,7 +18,6 @@ FULL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, config=SMALL_BLOCKS)
 GROUPED = _call(head_dim=64, batch=2, seqlen_q=140, seqlen_k=130, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
 GROUPED_CAUSAL = _call(head_dim=64, batch=2, seqlen_q=140, heads_q=4, heads_kv=2, causal=True, config=ONE_TILE)
 CHUNKS = _call(head_dim=128, seqlen_q=140, seqlen_k=250, heads_q=1, config=SMALL_BLOCKS)  # two of 64 columns
-WIDE_BLOCK = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, config="block_m=128,block_n=128,num_stages=2")
 NEGATIVE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, scale=-0.1, data="large", config=SMALL_BLOCKS)
 THREE = _call(head_dim=64, seqlen_q=200, seqlen_k=250, heads_q=1, config="block_m=192,block_n=64,num_stages=2")
 # One block of keys for each tile of queries, and more stages of K than of Q: only Q's own barrier holds Q back.
@@ -175,7 +174,7 @@ MUTATIONS = [
               "BLOCK_N * 128>(flat(scores[0])", "BLOCK_M * 128>(flat(scores[0])"),
     _mutation("step along a chunk goes on into the next", CHUNKS,
               "k / 64 * CHUNK + k % 64 * 2", "k / 64 * CHUNK + k * 2"),
-    _mutation("step along V", WIDE_BLOCK,
+    _mutation("step along V", FULL,
               "TRANS ? k * 128", "TRANS ? k * 64"),
     _mutation("V not transposed", FULL,
               "wgmma_m64n64<BLOCK_N, 1>(flat(output[0])", "wgmma_m64n64<BLOCK_N, 0>(flat(output[0])"),

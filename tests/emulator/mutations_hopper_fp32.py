@@ -130,7 +130,7 @@ MUTATIONS = [
               "queries + chunk * BLOCK_M * 256", "queries + chunk * BLOCK_M * 128"),
     _mutation("third chunk over the second", THREE,
               "if (chunk >= 2)", "if (chunk >= 3)"),
-    _mutation("step along V", CHUNKS,
+    _mutation("step along V", FULL,
               "TRANS ? k * 128", "TRANS ? k * 64"),
     _mutation("V not transposed", FULL,
               "wgmma_m64n64<SUM_KEYS, 1>(sums, high, along_k<1>(b_high",

@@ -9,7 +9,7 @@ A warp gives such a tile back by `__syncwarp()` and one lane's arrival at an mba
 a second warpgroup. racecheck knows of the arriving lane only; of a named barrier instead of `__syncwarp()` it does not
 know either. Let every lane that reads arrive at the barrier that the copy waits for, or let each warp bring its
 statistics itself (by cp.async, or as plain loads), and there are no reports (H200, CUDA 13.0). But backward then takes
-3 to 7 % longer at head dim 64, up to 5 % at 128. The emulator follows such chains, and fails where a link is missing:
+3 to 8 % longer at head dim 64, up to 5 % at 128. The emulator follows such chains, and fails where a link is missing:
 mutations of both kernels take each one out.
 """
 

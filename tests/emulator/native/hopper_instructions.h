@@ -133,10 +133,8 @@ static __forceinline__ void fence_async_shared() { emu_fence_async_shared(); }
 /* --- products: EMU_WGMMA(n) for each width that the kernel has -----------------------------------------------------
  */
 
-/* A descriptor, `step` times 16 further along k: 32 bytes of a row, or 16 rows of 128 bytes. */
-static __forceinline__ unsigned long long emu_along_k(unsigned long long descriptor, int is_transposed, int step) {
-  return descriptor + (unsigned long long)(step * (is_transposed ? 128 : 2));
-}
+/* The kernel's own (hopper.h), which its statement of four products calls. */
+template <int TRANS, int CHUNK> static unsigned long long along_k(unsigned long long descriptor, int k);
 
 #define EMU_WGMMA(N)                                                                                                   \
   template <int TRANS_A, int TRANS_B>                                                                                  \
@@ -155,7 +153,7 @@ static __forceinline__ unsigned long long emu_along_k(unsigned long long descrip
   static __forceinline__ void wgmma_m64n##N##k64(float(&c)[N / 2], unsigned long long a, unsigned long long b,         \
                                                  int accumulate) {                                                     \
     for (int step = 0; step < 4; step++)                                                                               \
-      wgmma_m64n##N##k16<TRANS_A, TRANS_B>(c, emu_along_k(a, TRANS_A, step), emu_along_k(b, TRANS_B, step),            \
+      wgmma_m64n##N##k16<TRANS_A, TRANS_B>(c, along_k<TRANS_A, 0>(a, 16 * step), along_k<TRANS_B, 0>(b, 16 * step),    \
                                            accumulate || step > 0);                                                    \
   }                                                                                                                    \
   template <int TRANS_B>                                                                                               \
@@ -163,7 +161,7 @@ static __forceinline__ unsigned long long emu_along_k(unsigned long long descrip
                                                  int accumulate) {                                                     \
     for (int step = 0; step < 4; step++)                                                                               \
       wgmma_m64n##N##k16<TRANS_B>(c, reinterpret_cast<const unsigned(&)[4]>(a[4 * step]),                              \
-                                  emu_along_k(b, TRANS_B, step), accumulate || step > 0);                              \
+                                  along_k<TRANS_B, 0>(b, 16 * step), accumulate || step > 0);                          \
   }
 #ifdef EMU_HAS_wgmma_fence
 static __forceinline__ void wgmma_fence() { emu_wgmma_fence(); }
