@@ -12,6 +12,7 @@
 #   accuracy       errors against float64                      -> accuracy_cuda.csv
 #   tf32           fp32 where TF32 is allowed: errors and speed, on an H100 or H200
 #   bench          speed against PyTorch's                     -> bench_cuda.csv, bench_cuda.png
+#   skewed         the same where a GPU is hard to fill         -> skewed_cuda.csv
 #   deterministic  what a fixed order of sums costs            -> deterministic_cuda.csv
 #   startup        first calls                                 -> startup_cuda.csv
 #   tuner          its choice beside an exhaustive search's    -> tuner_cuda.csv
@@ -25,7 +26,7 @@
 # python bench/update_readme.py OUTPUT_DIR then puts the numbers into README.md and docs/performance.md.
 set -uo pipefail
 
-all=(build tests guide plain_c sanitize accuracy tf32 bench deterministic startup tuner smallest demo)
+all=(build tests guide plain_c sanitize accuracy tf32 bench skewed deterministic startup tuner smallest demo)
 if (($# == 0)) || [[ $1 == -* ]]; then
   sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
   exit 2
@@ -75,6 +76,7 @@ run_section() {
       # shellcheck disable=SC2086 # several arguments are meant
       within 400 "$python" -m flash_attention bench --device cuda --output "$output" ${BENCH_ARGS:-}
       ;;
+    skewed) within 300 "$python" -m flash_attention bench --device cuda --skewed --output "$output" ;;
     deterministic) within 90 "$python" bench/cuda_deterministic.py --output "$output" ;;
     startup) within 300 "$python" -m flash_attention bench --device cuda --startup --output "$output" ;;
     tuner) within 300 "$python" -m flash_attention bench --device cuda --tuner --output "$output" ;;

@@ -210,6 +210,26 @@ def deterministic_table(rows: list[Row], device: str) -> str:
     return f"{made(rows)}\n\n{markdown(['', *(f'S {seqlen}' for seqlen in seqlens)], lines)}"
 
 
+def skewed_table(rows: list[Row], device: str) -> str:
+    """A row for each shape: how many times as fast as flash, where that takes it, and as the best peer."""
+    ratios: dict[Key, dict[str, float]] = {}
+    for row in rows:
+        key = (row["dtype"], row["op"], row["batch"], row["heads"], row["seqlen"], row["seqlen_k"])
+        if row["peer"] != OURS:
+            ratios.setdefault(key, {})[row["peer"]] = float(row["ratio"])
+    kinds = list(dict.fromkeys(key[:2] for key in ratios))
+    lines = []
+    for shape in dict.fromkeys(key[2:] for key in ratios):
+        batch, heads, seqlen, seqlen_k = shape
+        line = [f"B {batch}, H {heads}, S {seqlen if seqlen == seqlen_k else f'{seqlen}×{seqlen_k}'}"]
+        for kind in kinds:
+            of = ratios.get((*kind, *shape), {})
+            flash = f"{of['flash']:.2f} / " if "flash" in of else ""
+            line.append(f"{flash}**{min(of.values()):.2f}×**" if of else "")
+        lines.append(line)
+    return f"{made(rows)}\n\n{markdown(['', *(f'{dtype} {op}' for dtype, op in kinds)], lines)}"
+
+
 # By the name of a marker, without its device: the file that it comes from, and what is made of it.
 TABLES: dict[str, tuple[str, Callable[[list[Row], str], str]]] = {
     "bench": ("bench", short_table),
@@ -219,6 +239,8 @@ TABLES: dict[str, tuple[str, Callable[[list[Row], str], str]]] = {
     "accuracy": ("accuracy", accuracy_table),
     "tuner": ("tuner", tuner_table),
     "deterministic": ("deterministic", deterministic_table),
+    "skewed": ("skewed", skewed_table),
+    "skewed_portable": ("skewed_portable", skewed_table),
 }
 PICTURES = {"picture_cuda": "bench_cuda.png", "picture_cpu": "bench_cpu.png", "demo": "demo.png"}
 CAPTIONS = {"demo": "Loss curves and training speed of the demo"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
@@ -64,6 +65,21 @@ def test_choosing_cells() -> None:
     ]
 
 
+def test_skewed_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Queries and keys of lengths of their own reach the tensors, the operations that count, and the table."""
+    monkeypatch.setattr(bench, "SKEWED", ((2, 3, 1, 40), (1, 2, 24, 24)))
+    cli.main(["bench", "--device", "cpu", "--skewed", "--dtypes", "fp32", "--quick", "--output", str(tmp_path)])
+    rows = list(csv.DictReader((tmp_path / "skewed_cpu.csv").open()))
+    sizes = [(row["op"], row["batch"], row["heads"], row["seqlen"], row["seqlen_k"]) for row in rows[::2]]
+    forward = [("forward", "2", "3", "1", "40"), ("forward", "1", "2", "24", "24")]
+    assert sizes == forward + [("backward", *size) for _, *size in forward]
+    query, key, value, grad_output = bench_measure.make_inputs(bench.skewed(["forward"], ["fp32"], [8])[0], "cpu")
+    assert query.shape == grad_output.shape == (2, 3, 1, 8)
+    assert key.shape == value.shape == (2, 3, 40, 8)
+    cell = bench.skewed(["backward"], ["fp32"], [8])[0]
+    assert (cell.size(), cell.flops()) == ("1x40", 2.5 * 4 * 2 * 3 * 40 * 8)
+
+
 @pytest.mark.parametrize("line", ["bench --device tpu", "bench --startup --smallest", "bench --dtypes fp8"])
 def test_wrong_arguments_are_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -76,26 +92,29 @@ def test_lines_name_every_peer_and_the_best() -> None:
     header = bench_report.header("cuda", BACKENDS).split()
     result = made_up()[-1]  # bf16, d 256
     line = bench_report.line("cuda", BACKENDS, result).split()
-    assert header[5:] == ["flash_attention", *BACKENDS, "TFLOP/s", "best", *(f"/{name}" for name in BACKENDS)]
+    assert header[7:] == ["flash_attention", *BACKENDS, "TFLOP/s", "best", *(f"/{name}" for name in BACKENDS)]
     tflops = result.cell.flops() / 1e9
-    assert line[5:9] == [f"{tflops:.1f}", f"{tflops / 0.8:.1f}", "-", f"{tflops / 2:.1f}"]
-    assert line[9:] == ["0.80", "0.80", "-", "2.00"]
+    assert line[7:11] == [f"{tflops:.1f}", f"{tflops / 0.8:.1f}", "-", f"{tflops / 2:.1f}"]
+    assert line[11:] == ["0.80", "0.80", "-", "2.00"]
     assert len(bench_report.header("cuda", BACKENDS)) == len(bench_report.line("cuda", BACKENDS, result))
 
 
 def test_cell_that_no_peer_takes() -> None:
     result = bench.Result(made_up()[0].cell, {"flash_attention": 1e-3}, 5, 0.1)
     assert result.best_peer() is None
-    assert bench_report.line("cuda", BACKENDS, result).split()[9:] == ["-"] * 4
+    assert bench_report.line("cuda", BACKENDS, result).split()[11:] == ["-"] * 4
     assert bench_report.summary([result], BACKENDS) == []
 
 
 def test_summary_is_of_the_best_peer_and_of_each() -> None:
     lines = bench_report.summary(made_up(), BACKENDS)
     assert len(lines) == 4
-    assert lines[0] == "fp32 forward   2.00x on average, at least 2.00x (S 512, d 64, full); 2.00x efficient"
+    assert (
+        lines[0] == "fp32 forward   2.00x on average, at least 2.00x (B 32, H 32, S 512, d 64, full); 2.00x efficient"
+    )
     assert lines[2] == (
-        "bf16 forward   0.63x on average, at least 0.50x (S 512, d 64, full); 0.80x flash; 0.50x cuDNN; 2.00x efficient"
+        "bf16 forward   0.63x on average, at least 0.50x (B 32, H 32, S 512, d 64, full); "
+        "0.80x flash; 0.50x cuDNN; 2.00x efficient"
     )
 
 
@@ -139,19 +158,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         bench_tuner.Comparison(shape, "forward", choices[0], choices[0]),
         bench_tuner.Comparison(shape, "backward", *choices),
     ]
+    cells = [bench.Cell("forward", dtype, 128, 1, False, 8, 32, 32768) for dtype in ("fp32", "bf16")]
+    skewed = [bench.Result(cells[0], {"flash_attention": 1e-3, "efficient": 1.5e-3}, 5, 0.1)]
+    skewed += [bench.Result(cells[1], {"flash_attention": 1e-3, "flash": 1.2e-3, "cuDNN": 0.9e-3}, 5, 0.1)]
     for name, rows in (
         ("tuner", bench_report.tuner_rows(comparisons)),
         ("bench", bench_report.result_rows(made_up())),
         ("smallest", bench_report.smallest_rows(smallest)),
         ("startup", bench_report.startup_rows(startup)),
         ("accuracy", accuracy),
+        ("skewed", bench_report.result_rows(skewed)),
     ):
         bench_report.write(tmp_path / f"{name}_cuda.csv", rows, "A GPU, PyTorch 0", command)
     return tmp_path
 
 
 def test_documents_get_what_their_markers_name(folder: Path) -> None:
-    names = ["bench_cuda", "cells_cuda", "smallest_cuda", "startup_cuda", "accuracy_cuda", "tuner_cuda", "bench_cpu"]
+    names = ["bench_cuda", "cells_cuda", "smallest_cuda", "startup_cuda", "accuracy_cuda", "tuner_cuda"]
+    names += ["skewed_cuda", "bench_cpu"]
     document = folder / "page.md"
     document.write_text("Before.\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in names) + "After.")
     assert update_readme.update(document, folder) == names[:-1]
@@ -163,6 +187,7 @@ def test_documents_get_what_their_markers_name(folder: Path) -> None:
     speed = made_up()[0].cell.flops() / 1e9  # fp32 forward, d 64, full, S 512
     assert f"| 64 | full | 512 | {speed:.0f} | {speed / 2:.0f} (2.00) | **2.00×** |" in text
     assert "| bf16 forward, d 256 | **0.80×**" in text
+    assert "| B 8, H 32, S 1×32768 | **1.50×** | 1.20 / **0.90×** |" in text
     assert "bf16 forward: efficient 2.00×, flash 0.80×, cuDNN 0.50×" in text
     assert "| fp16, S 16, d 64: forward | 3.2 µs | 14.5 µs |" in text
     assert "| first call on a machine: generates, compiles, tunes | 1,500 ms | 1,500 ms |" in text

@@ -35,10 +35,16 @@ class Cell:
     is_causal: bool
     batch: int
     heads: int
+    seqlen_k: int  # where it is not seqlen, there is no mask
 
     def flops(self) -> float:
-        forward = 4.0 * self.batch * self.heads * self.seqlen**2 * self.head_dim * (0.5 if self.is_causal else 1.0)
+        pairs = self.seqlen * self.seqlen_k * (0.5 if self.is_causal else 1.0)
+        forward = 4.0 * self.batch * self.heads * pairs * self.head_dim
         return forward if self.op == "forward" else 2.5 * forward
+
+    def size(self) -> str:
+        """Of the sequences: "512", or "1x32768"."""
+        return f"{self.seqlen}" if self.seqlen == self.seqlen_k else f"{self.seqlen}x{self.seqlen_k}"
 
     def mask(self) -> str:
         return "causal" if self.is_causal else "full"
@@ -84,8 +90,31 @@ def grid(
     for dtype, op, head_dim, mask, seqlen in itertools.product(dtypes, ops, head_dims, masks, seqlens):
         usual_batch, usual_heads = (1, 8) if device == "cpu" else (TOKENS // seqlen, HIDDEN // head_dim)
         size = (batch or max(1, usual_batch), heads or max(1, usual_heads))
-        cells.append(Cell(op, dtype, head_dim, seqlen, mask == "causal", *size))
+        cells.append(Cell(op, dtype, head_dim, seqlen, mask == "causal", *size, seqlen))
     return cells
+
+
+# Too little to fill a GPU with, and what is not square: (batch, heads, seqlen, seqlen_k). From one head to very many;
+# decoding, one query or a few with many keys; cross attention, many queries with the keys of a text.
+SKEWED = (
+    *(
+        (batch, heads, seqlen, seqlen)
+        for seqlen in (128, 256, 512)
+        for batch, heads in ((1, 1), (2, 8), (8, 16), (32, 32))
+    ),
+    *((batch, heads, 1, 32768) for batch, heads in ((1, 1), (1, 8), (1, 32), (8, 32))),
+    (1, 32, 16, 8192),
+    *((batch, heads, 32768, 77) for batch, heads in ((1, 1), (1, 8), (4, 16))),
+)
+
+
+def skewed(ops: Sequence[str], dtypes: Sequence[str], head_dims: Sequence[int]) -> list[Cell]:
+    """SKEWED, without a mask, in the order in which they are shown."""
+    return [
+        Cell(op, dtype, head_dim, seqlen, False, batch, heads, seqlen_k)
+        for dtype, op, head_dim in itertools.product(dtypes, ops, head_dims)
+        for batch, heads, seqlen, seqlen_k in SKEWED
+    ]
 
 
 def geometric_mean(values: Sequence[float]) -> float:

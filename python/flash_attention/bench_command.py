@@ -55,25 +55,9 @@ def choose_cells(arguments: argparse.Namespace, device: str) -> list[bench.Cell]
 
 
 def run_grid(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
-    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)[device]
     cells = choose_cells(arguments, device)
-    peers = list(bench_measure.peers(device))
-    if any(cell.dtype == bench.TF32 for cell in cells):
-        peers.append(bench.OURS_AT_16_BITS)
-    sizes = sorted({(cell.seqlen, cell.batch) for cell in cells})
-    print("batch " + ", ".join(f"{batch} at S {seqlen}" for seqlen, batch in sizes))
-    heads = dict.fromkeys((cell.head_dim, cell.heads) for cell in cells)
-    print("heads " + ", ".join(f"{count} of d {head_dim}" for head_dim, count in heads))
-    print(bench_report.header(device, peers), flush=True)
-    status, results = Status(len(cells)), []
     path = folder / f"bench_{device}.csv"
-    for cell in cells:
-        status.show(f"{cell.op} {cell.dtype}, d {cell.head_dim}, S {cell.seqlen}")
-        results.append(bench_measure.measure(cell, device, seconds))
-        status.clear()
-        print(bench_report.line(device, peers, results[-1]), flush=True)
-        bench_report.write(path, bench_report.result_rows(results), machine, command)  # what is there is kept
-    print("\n" + "\n".join(bench_report.summary(results, peers)) + f"\n\nWritten: {path}")
+    results = run_cells(arguments, device, cells, path, machine, command)
     picture = path.with_suffix(".png")
     try:
         bench_report.draw(picture, results, device, machine)
@@ -81,6 +65,32 @@ def run_grid(arguments: argparse.Namespace, device: str, folder: Path, machine: 
         print("No picture: it needs matplotlib (pip install 'flash_attention[plot]').")
     else:
         print(f"Picture: {picture}")
+
+
+def run_skewed(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
+    dtypes = arguments.dtypes or DTYPES[device]
+    cells = bench.skewed(arguments.ops or OPS, dtypes, arguments.head_dims or [128])
+    run_cells(arguments, device, cells, folder / f"skewed_{device}.csv", machine, command)
+
+
+def run_cells(
+    arguments: argparse.Namespace, device: str, cells: list[bench.Cell], path: Path, machine: str, command: str
+) -> list[bench.Result]:
+    """Measure one cell after another; what there is so far is shown and written."""
+    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)[device]
+    peers = list(bench_measure.peers(device))
+    if any(cell.dtype == bench.TF32 for cell in cells):
+        peers.append(bench.OURS_AT_16_BITS)
+    print(bench_report.header(device, peers), flush=True)
+    status, results = Status(len(cells)), []
+    for cell in cells:
+        status.show(f"{cell.op} {cell.dtype}, d {cell.head_dim}, S {cell.size()}")
+        results.append(bench_measure.measure(cell, device, seconds))
+        status.clear()
+        print(bench_report.line(device, peers, results[-1]), flush=True)
+        bench_report.write(path, bench_report.result_rows(results), machine, command)  # what is there is kept
+    print("\n" + "\n".join(bench_report.summary(results, peers)) + f"\n\nWritten: {path}")
+    return results
 
 
 def run_smallest(arguments: argparse.Namespace, device: str, folder: Path, machine: str, command: str) -> None:
@@ -129,6 +139,6 @@ def run_in_cache(arguments: argparse.Namespace) -> None:
     machine = bench_measure.machine(device)
     print(machine)
     command = bench_report.command_line("python", "-m", "flash_attention")
-    measures = {"startup": run_startup, "smallest": run_smallest, "tuner": run_tuner}
+    measures = {"startup": run_startup, "smallest": run_smallest, "tuner": run_tuner, "skewed": run_skewed}
     measure = next((measures[name] for name in measures if getattr(arguments, name)), run_grid)
     measure(arguments, device, folder, machine, command)

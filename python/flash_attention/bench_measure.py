@@ -100,9 +100,11 @@ def synchronize(device: str) -> None:
 def make_inputs(cell: Cell, device: str) -> tuple[torch.Tensor, ...]:
     """query, key and value, which want gradients where those are measured, and grad_output."""
     generator = torch.Generator(device).manual_seed(0)
-    shape = (cell.batch, cell.heads, cell.seqlen, cell.head_dim)
     dtype = torch.float32 if cell.dtype == TF32 else DTYPES[cell.dtype]
-    tensors = [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(4)]
+    tensors = [
+        torch.randn((cell.batch, cell.heads, seqlen, cell.head_dim), generator=generator, device=device).to(dtype)
+        for seqlen in (cell.seqlen, cell.seqlen_k, cell.seqlen_k, cell.seqlen)
+    ]
     return (*(tensor.requires_grad_(cell.op == "backward") for tensor in tensors[:3]), tensors[3])
 
 

@@ -31,7 +31,7 @@ def header(device: str, peers: Sequence[str]) -> str:
     """Of line(): the speed of each, and how many times as fast as the best peer and as each."""
     speeds = "".join(f"{name:>{width(name)}}" for name in (OURS, *peers))
     ratios = "ratio" if len(peers) == 1 else f"{'best':>8}" + "".join(f"{'/' + name:>{width(name)}}" for name in peers)
-    return f"{'op':9}{'dtype':6}{'d':>4}{'S':>7}  {'mask':7}{speeds} {UNITS[device][0]}{ratios:>8}"
+    return f"{'op':9}{'dtype':6}{'d':>4}{'B':>6}{'H':>5}{'S':>10}  {'mask':7}{speeds} {UNITS[device][0]}{ratios:>8}"
 
 
 def width(name: str) -> int:
@@ -50,7 +50,9 @@ def line(device: str, peers: Sequence[str], result: Result) -> str:
 
     speeds = "".join(f"{speed(name):>{width(name)}}" for name in (OURS, *peers))
     each = "".join(f"{ratio(name):>{width(name)}}" for name in peers) if len(peers) > 1 else ""
-    what = f"{cell.op:9}{cell.dtype:6}{cell.head_dim:>4}{cell.seqlen:>7}  {cell.mask():7}"
+    what = (
+        f"{cell.op:9}{cell.dtype:6}{cell.head_dim:>4}{cell.batch:>6}{cell.heads:>5}{cell.size():>10}  {cell.mask():7}"
+    )
     return f"{what}{speeds} {'':{len(unit)}}{ratio(result.best_peer()):>8}{each}"
 
 
@@ -64,7 +66,7 @@ def summary(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
             continue
         ratios = [ratio for ratio, _ in compared]
         worst = compared[ratios.index(min(ratios))][1]
-        where = f"S {worst.seqlen}, d {worst.head_dim}, {worst.mask()}"
+        where = f"B {worst.batch}, H {worst.heads}, S {worst.size()}, d {worst.head_dim}, {worst.mask()}"
         text = f"{dtype} {op:9} {geometric_mean(ratios):.2f}x on average, at least {min(ratios):.2f}x ({where})"
         if len(peers) > 1:
             for name in peers:
@@ -98,6 +100,7 @@ def result_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
             "dtype": result.cell.dtype,
             "head_dim": result.cell.head_dim,
             "seqlen": result.cell.seqlen,
+            "seqlen_k": result.cell.seqlen_k,
             "causal": int(result.cell.is_causal),
             "batch": result.cell.batch,
             "heads": result.cell.heads,

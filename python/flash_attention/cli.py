@@ -258,6 +258,11 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--tuner", action="store_true", help="measure what the tuner chooses against what an exhaustive search does"
     )
+    instead.add_argument(
+        "--skewed",
+        action="store_true",
+        help="a grid of shapes that are short, few, or not square; default head dim: 128",
+    )
     parser.add_argument("--ops", type=several("forward", "backward"), metavar="LIST", help="default: forward,backward")
     parser.add_argument(
         "--dtypes",
