@@ -8,6 +8,8 @@
  *   num_warps    each has block_m / num_warps rows of queries (forward), or warp_keys keys together with others
  * (backward) num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
  *   warp_keys    16 or 32 (backward)
+ *   split_blocks where blocks of threads would be fewer, up to so many work on parts of the keys (forward); 0: never
+ *   direct       1: each block of threads splits K and V of fp32 itself, as it reads them; 0: a first phase does, once
  */
 #include "generator/family.h"
 
@@ -34,7 +36,7 @@ static int shared_limit(const char *target) {
 }
 
 typedef struct cuda_config {
-  int block_m, block_n, num_warps, num_stages, warp_keys;
+  int block_m, block_n, num_warps, num_stages, warp_keys, split_blocks, direct;
 } cuda_config;
 
 static cuda_config read_config(const fa_config *config) {
@@ -44,16 +46,28 @@ static cuda_config read_config(const fa_config *config) {
       .num_warps = fa_config_get(config, "num_warps", 0),
       .num_stages = fa_config_get(config, "num_stages", 0),
       .warp_keys = fa_config_get(config, "warp_keys", 16),
+      .split_blocks = fa_config_get(config, "split_blocks", 0),
+      .direct = fa_config_get(config, "direct", 0),
   };
 }
 
-static void write_config(cuda_config from, fa_config *config) {
-  *config = (fa_config){.count = from.warp_keys ? 5 : 4, /* forward has none */
-                        .item = {{"block_m", from.block_m},
-                                 {"block_n", from.block_n},
-                                 {"num_warps", from.num_warps},
-                                 {"num_stages", from.num_stages},
-                                 {"warp_keys", from.warp_keys}}};
+static void add_item(fa_config *config, const char *name, int value) {
+  config->item[config->count].name = name;
+  config->item[config->count++].value = value;
+}
+
+static void write_config(const fa_problem *problem, cuda_config from, fa_config *config) {
+  *config = (fa_config){0};
+  add_item(config, "block_m", from.block_m);
+  add_item(config, "block_n", from.block_n);
+  add_item(config, "num_warps", from.num_warps);
+  add_item(config, "num_stages", from.num_stages);
+  if (problem->op == FA_BACKWARD)
+    add_item(config, "warp_keys", from.warp_keys);
+  else
+    add_item(config, "split_blocks", from.split_blocks);
+  if (problem->op == FA_FORWARD && problem->dtype == FA_FP32)
+    add_item(config, "direct", from.direct);
 }
 
 /* What a problem's tiles look like: head dims rounded up to what mma takes. */
@@ -70,7 +84,8 @@ static tiles tiles_of(const fa_problem *problem) {
 static int forward_shared(const fa_problem *problem, cuda_config c) {
   tiles t = tiles_of(problem);
   int elements = c.block_m * t.dim_qk + c.num_stages * c.block_n * (t.dim_qk + t.dim_v);
-  return elements * t.parts * 2 + (problem->dtype == FA_FP32 ? c.block_m * 4 : 0);
+  return elements * t.parts * 2 + (problem->dtype == FA_FP32 ? c.block_m * 4 : 0) +
+         (c.direct ? 2 * c.num_warps * 4 : 0);
 }
 
 /* Registers of a thread that hold sums: of the output, and of the scores. fp32 keeps the scores' two parts, and needs
@@ -128,8 +143,10 @@ static int check_range(const char *name, int value, int least, int most, int mul
                        size_t message_size) {
   if (value >= least && value <= most && value % multiple == 0)
     return 0;
-  snprintf(message, message_size, "%s is %d; it must be a multiple of %d from %d to %d", name, value, multiple, least,
-           most);
+  char of[32] = "";
+  if (multiple > 1)
+    snprintf(of, sizeof of, "a multiple of %d from ", multiple);
+  snprintf(message, message_size, "%s is %d; it must be %s%d to %d", name, value, of, least, most);
   return -1;
 }
 
@@ -138,12 +155,30 @@ static bool has_tails(const fa_problem *problem) {
   return problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
 }
 
+/* Parts of the keys are weighed by a block of threads, one each; a part has keys enough to be worth that. */
+enum { COMBINE_THREADS = 128, LEAST_SPLIT_KEYS = 256, MOST_SPLIT_BLOCKS = 4096 };
+
+static int64_t count_splits(const fa_problem *problem, cuda_config c, const fa_shape *shape, int64_t query_tiles) {
+  const bool hidden = problem->is_causal && shape->seqlen_q < shape->seqlen_k;
+  const int64_t keys = hidden ? shape->seqlen_q : shape->seqlen_k;
+  int64_t splits = query_tiles > 0 ? c.split_blocks / query_tiles : 1;
+  splits = splits < keys / LEAST_SPLIT_KEYS ? splits : keys / LEAST_SPLIT_KEYS;
+  splits = splits < COMBINE_THREADS ? splits : COMBINE_THREADS;
+  return splits > 1 ? splits : 1;
+}
+
 static int check_forward(const fa_problem *problem, cuda_config c, char *message, size_t message_size) {
   /* fp32 sums at most 64 keys in a tensor core, which truncates. */
   int most_keys = problem->dtype == FA_FP32 ? 64 : 256;
   if (check_range("block_m", c.block_m, 16 * c.num_warps, 256, 16 * c.num_warps, message, message_size) != 0 ||
-      check_range("block_n", c.block_n, 16, most_keys, 16, message, message_size) != 0)
+      check_range("block_n", c.block_n, 16, most_keys, 16, message, message_size) != 0 ||
+      check_range("split_blocks", c.split_blocks, 0, MOST_SPLIT_BLOCKS, 1, message, message_size) != 0 ||
+      check_range("direct", c.direct, 0, 1, 1, message, message_size) != 0)
     return -1;
+  if (c.direct && c.num_stages > 1) {
+    snprintf(message, message_size, "num_stages is %d; with direct=1 it must be 1", c.num_stages);
+    return -1;
+  }
   if (problem->dtype == FA_FP32 && c.block_n == 48) { /* its sums are of 16, 32 or 64 keys */
     snprintf(message, message_size, "block_n is 48; for fp32 it must be 16, 32 or 64");
     return -1;
@@ -211,7 +246,10 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
 }
 
 /* What to try, best guess first; those that do not fit are left out. A block_m of 0 ends a list. */
-static const cuda_config forward_16[] = {{128, 128, 4, 1, 0},
+typedef struct cuda_tiling {
+  int block_m, block_n, num_warps, num_stages, warp_keys;
+} cuda_tiling;
+static const cuda_tiling forward_16[] = {{128, 128, 4, 1, 0},
                                          {128, 64, 4, 1, 0},
                                          {64, 64, 4, 1, 0},
                                          {128, 64, 8, 1, 0},
@@ -228,11 +266,18 @@ static const cuda_config forward_16[] = {{128, 128, 4, 1, 0},
                                          {16, 64, 1, 2, 0},
                                          {64, 16, 4, 1, 0},
                                          {0}};
-static const cuda_config forward_32[] = {{64, 64, 4, 1, 0}, {128, 64, 8, 1, 0}, {64, 64, 4, 2, 0},  {128, 32, 8, 1, 0},
+static const cuda_tiling forward_32[] = {{64, 64, 4, 1, 0}, {128, 64, 8, 1, 0}, {64, 64, 4, 2, 0},  {128, 32, 8, 1, 0},
                                          {64, 32, 4, 1, 0}, {64, 32, 4, 2, 0},  {128, 64, 8, 2, 0}, {32, 32, 2, 1, 0},
                                          {64, 16, 4, 1, 0}, {32, 16, 2, 1, 0},  {16, 16, 1, 1, 0},  {0}};
 
-static const cuda_config backward_16[] = {{32, 128, 4, 2, 32},
+/* Where queries are few, and bandwidth is all there is: many small blocks of threads. */
+static const cuda_tiling few_16[] = {{32, 64, 2, 1, 0}, {16, 64, 1, 2, 0}, {64, 128, 4, 1, 0}, {0}};
+static const cuda_tiling few_32[] = {{32, 32, 2, 1, 0}, {16, 32, 1, 1, 0}, {64, 32, 4, 1, 0}, {0}};
+/* Where their tiles are, too. */
+static const cuda_tiling split_any[] = {{64, 64, 4, 1, 0}, {64, 64, 4, 2, 0}, {0}};
+enum { FEW_QUERIES = 32, FEW_QUERY_TILES = 64, MANY_KEYS = 4 * LEAST_SPLIT_KEYS, SPLIT_BLOCKS = 512 };
+
+static const cuda_tiling backward_16[] = {{32, 128, 4, 2, 32},
                                           {64, 128, 8, 2, 32},
                                           {64, 64, 8, 2, 32},
                                           {64, 64, 8, 1, 32},
@@ -251,7 +296,7 @@ static const cuda_config backward_16[] = {{32, 128, 4, 2, 32},
                                           {16, 32, 4, 1, 16},
                                           {16, 16, 2, 1, 16},
                                           {0}};
-static const cuda_config backward_32[] = {{64, 128, 8, 1, 32},
+static const cuda_tiling backward_32[] = {{64, 128, 8, 1, 32},
                                           {32, 64, 4, 1, 32},
                                           {32, 128, 8, 2, 32},
                                           {32, 128, 8, 1, 16},
@@ -265,14 +310,38 @@ static const cuda_config backward_32[] = {{64, 128, 8, 1, 32},
                                           {16, 16, 2, 1, 16},
                                           {0}};
 
-static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
-  (void)shape;
-  bool backward = problem->op == FA_BACKWARD, split = problem->dtype == FA_FP32;
-  const cuda_config *list = backward ? split ? backward_32 : backward_16 : split ? forward_32 : forward_16;
-  int count = 0;
-  for (; list[count].block_m; count++)
-    write_config(list[count], &configs[count]);
+static int append(const fa_problem *problem, const cuda_tiling *list, int split_blocks, int direct, fa_config *configs,
+                  int count) {
+  for (; list->block_m; list++)
+    write_config(problem,
+                 (cuda_config){list->block_m, list->block_n, list->num_warps, list->num_stages, list->warp_keys,
+                               split_blocks, direct},
+                 &configs[count++]);
   return count;
+}
+
+/* Would blocks of threads for 64 queries each leave the GPU empty, and are there keys to split? */
+static bool has_few_tiles(const fa_problem *problem, const fa_shape *shape) {
+  const int64_t tiles = shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, 64);
+  const int64_t keys = problem->is_causal && shape->seqlen_q < shape->seqlen_k ? shape->seqlen_q : shape->seqlen_k;
+  return tiles <= FEW_QUERY_TILES && keys >= MANY_KEYS;
+}
+
+static int forward_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
+  const bool parts = problem->dtype == FA_FP32;
+  const cuda_tiling *usual = parts ? forward_32 : forward_16;
+  int count = shape ? 0 : append(problem, usual, 0, 0, configs, 0);
+  if (!shape || shape->seqlen_q <= FEW_QUERIES)
+    count = append(problem, parts ? few_32 : few_16, SPLIT_BLOCKS, parts, configs, count);
+  if (!shape || has_few_tiles(problem, shape))
+    count = append(problem, split_any, SPLIT_BLOCKS, 0, configs, count);
+  return shape ? append(problem, usual, 0, 0, configs, count) : count;
+}
+
+static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
+  if (problem->op == FA_FORWARD)
+    return forward_candidates(problem, shape, configs);
+  return append(problem, problem->dtype == FA_FP32 ? backward_32 : backward_16, 0, 0, configs, 0);
 }
 
 enum { SPLIT_THREADS = 256, BEGIN_THREADS = 256, END_THREADS = 256 };
@@ -290,11 +359,13 @@ static void describe(const fa_problem *problem, const fa_config *config, fa_kern
   snprintf(kernel->compile_options, sizeof kernel->compile_options, "--std=c++17");
   if (backward)
     set_phase(kernel, "begin_queries", BEGIN_THREADS, 0);
-  if (split)
+  if (split && !c.direct)
     set_phase(kernel, "split_keys", SPLIT_THREADS, 0);
   set_phase(kernel, backward ? "backward" : "forward", c.num_warps * 32, shared_bytes(problem, c));
   if (backward)
     set_phase(kernel, "end_queries", END_THREADS, 0);
+  if (c.split_blocks)
+    set_phase(kernel, "combine_splits", COMBINE_THREADS, 0);
 }
 
 /* Are the parts of dQ added in a fixed order? In fp32 that costs next to nothing. */
@@ -323,9 +394,11 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "sum_keys", architecture_of(problem->target) == 90 ? 64 : 32) |
          fa_constants_offer_int(constants, "begin_threads", BEGIN_THREADS) |
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
+         fa_constants_offer_int(constants, "combine_threads", COMBINE_THREADS) |
          fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
          fa_constants_offer_int(constants, "warp_keys", c.warp_keys) |
+         fa_constants_offer_int(constants, "direct", c.direct) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |
          fa_constants_offer_int(constants, "dq_sums", 1) |
          fa_constants_offer_int(constants, "log2_sums", 0) | /* takes registers that it has not */
@@ -337,7 +410,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
 
 static size_t round_up_256(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-/* As templates/cuda/split_keys.h and workspace.h lay it out. */
+/* As templates/cuda/split_keys.h, forward_splits.h and workspace.h lay it out. */
 static void plan(const fa_problem *problem, const fa_config *config, const fa_shape *shape, fa_plan *plan) {
   cuda_config c = read_config(config);
   tiles t = tiles_of(problem);
@@ -345,20 +418,25 @@ static void plan(const fa_problem *problem, const fa_config *config, const fa_sh
   int64_t query_tiles = shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, c.block_m);
   int64_t key_tiles = shape->batch * shape->heads_kv * ceil_div64(shape->seqlen_k, c.block_n);
   size_t bytes = 0;
-  plan->num_splits = 1;
+  plan->num_splits = (int)count_splits(problem, c, shape, query_tiles);
   if (backward)
     plan->grid[plan->num_phases++] = query_tiles;
-  if (split) {
+  if (split && !c.direct) {
     plan->grid[plan->num_phases++] = key_tiles;
     bytes = round_up_256((size_t)key_tiles * (size_t)(2 * c.block_n * (t.dim_qk + t.dim_v) * 2 + 8));
   }
-  plan->grid[plan->num_phases++] = backward ? key_tiles : query_tiles;
+  plan->grid[plan->num_phases++] = backward ? key_tiles : query_tiles * plan->num_splits;
   if (backward) {
     plan->grid[plan->num_phases++] = query_tiles;
     size_t rows = (size_t)query_tiles * (size_t)c.block_m;
     bytes += rows * (16 + 4 * (size_t)t.dim_qk) + round_up_256((size_t)query_tiles * (size_t)c.num_warps * 4);
     if (split)
       bytes += rows * (size_t)(2 * (t.dim_qk + t.dim_v) * 2) + (size_t)query_tiles * 8;
+  }
+  if (c.split_blocks) {
+    const int64_t rows = shape->batch * shape->heads_q * shape->seqlen_q;
+    plan->grid[plan->num_phases++] = plan->num_splits > 1 ? rows : 0;
+    bytes += plan->num_splits > 1 ? (size_t)(plan->num_splits * rows) * (size_t)(4 * t.dim_v + 16) : 0;
   }
   plan->workspace_bytes = bytes;
 }

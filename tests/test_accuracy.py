@@ -93,6 +93,20 @@ def test_long_sequences(device, dtype, is_causal):
     check(inputs(dtype, device, heads=1, seqlen_q=256 if not is_causal else 2048, seqlen_k=8192), is_causal=is_causal)
 
 
+@pytest.mark.parametrize("sizes", [(1, 5000), (16, 3000), (1, 40)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_queries(cuda, dtype, sizes):
+    """A GPU works on parts of the keys: one with most of the weight, one with larger values."""
+    of = {"heads": 8, "seqlen_q": sizes[0], "seqlen_k": sizes[1], "head_dim_v": 72}
+    query, key, value, grad_output = inputs(dtype, cuda, **of)
+    check([query, key, value, grad_output])
+    check([query, key, value.abs(), grad_output])
+    check([query * 8, key, value, grad_output])
+    tenth = sizes[1] // 10
+    check([query, torch.cat([key[:, :, :tenth] / 8, key[:, :, tenth:]], 2), value, grad_output])
+    check([query, key, torch.cat([value[:, :, :tenth] * 100, value[:, :, tenth:]], 2), grad_output])
+
+
 def test_eight_thousand_by_eight_thousand(device):
     """Gradients of keys and values are sums over 8192 queries."""
     check(inputs(torch.float32, device, heads=1, seqlen_q=8192, seqlen_k=8192, head_dim=16))

@@ -9,6 +9,13 @@
 //% if dtype == "fp32"
  * Products are three of fp16 (split.h). Tensor cores truncate sums, so that QK^T is summed in pieces of 16 columns and
  * PV in pieces of ${min(block_n, sum_keys)} keys, and the pieces are added in fp32.
+//%   if direct
+ * Each block of threads splits K and V as it reads them: no more of them are read than a first phase would write.
+//%   end
+//% end
+//% if split_blocks
+ * Where tiles of queries are few, each is worked on by several blocks of threads, with a part of the keys each, and a
+ * last phase puts their results together (forward_splits.h).
 //% end
  */
 //% include "common/params.h"
@@ -39,7 +46,9 @@ enum {
 typedef float element;
 //%   include "cuda/split.h"
 //%   include "cuda/split_tile.h"
-//%   include "cuda/split_keys.h"
+//%   if !direct
+//%     include "cuda/split_keys.h"
+//%   end
 //%   include "cuda/softmax.h"
 //%   include "cuda/split_products.h"
 //% else
@@ -48,11 +57,17 @@ typedef half_bits element;
 //%   include "cuda/products.h"
 //% end
 //% include "cuda/forward_end.h"
+//% if split_blocks
+//%   include "cuda/forward_splits.h"
+//% end
 
 /* What a block works on. */
 struct work {
   int batch, head, kv_head, first_query;
-  int seqlen_k, num_blocks; /* of keys that it looks at */
+  int seqlen_k, end_block; /* of keys that it looks at */
+//% if split_blocks
+  int split, first_block; /* which part of them */
+//% end
 };
 
 static __device__ __forceinline__ struct work find_work(const struct fa_params &params)
@@ -60,6 +75,11 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   int query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
   int index = blockIdx.x / query_blocks, block = blockIdx.x % query_blocks;
   struct work w;
+//% if split_blocks
+  int heads = (int)(params.batch * params.heads_q);
+  w.split = index / heads;
+  index %= heads;
+//% end
 //% if causal
   block = query_blocks - 1 - block; /* those with the most keys come first */
 //% end
@@ -70,9 +90,14 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   w.seqlen_k = (int)params.seqlen_k;
 //% if causal
   int end = w.first_query + BLOCK_M;
-  w.num_blocks = ceil_div(end < w.seqlen_k ? end : w.seqlen_k, BLOCK_N);
+  w.end_block = ceil_div(end < w.seqlen_k ? end : w.seqlen_k, BLOCK_N);
 //% else
-  w.num_blocks = ceil_div(w.seqlen_k, BLOCK_N);
+  w.end_block = ceil_div(w.seqlen_k, BLOCK_N);
+//% end
+//% if split_blocks
+  int blocks = w.end_block; /* of which the first part has the first one; with a causal mask the last may have none */
+  w.first_block = (int)(((long long)blocks * w.split + params.num_splits - 1) / params.num_splits);
+  w.end_block = (int)(((long long)blocks * (w.split + 1) + params.num_splits - 1) / params.num_splits);
 //% end
   return w;
 }
@@ -92,7 +117,23 @@ forward(const __grid_constant__ struct fa_params params)
   /* The ring of tiles: keys of the last block, its values, keys of the block before, ... A tile is loaded into the room
    * of the one that was used last, once every warp is past it; a group of copies is closed for each, also where none is
    * left, so that counting groups counts tiles. */
-//% if split
+//% if direct
+  u32 *largest = (u32 *)(query_factors(queries) + BLOCK_M);
+  const float *key = (const float *)params.key.data + head_offset(params.key, w.batch, w.kv_head, 0);
+  const float *value = (const float *)params.value.data + head_offset(params.value, w.batch, w.kv_head, 0);
+//%   if causal
+  const int seqlen_k = min(w.seqlen_k, (int)params.seqlen_q); /* what no query sees must not show in the scale of others */
+//%   else
+  const int seqlen_k = w.seqlen_k;
+//%   end
+#define LOAD_KEYS(block)                                                                                               \
+  float key_factor = split_tile_directly<THREADS, BLOCK_N, HEAD_DIM, DIM_QK, MOST_OF_SCORES>(                          \
+      keys, key + (long long)(block) * BLOCK_N * params.key.stride_row, params.key, seqlen_k - (block) * BLOCK_N, largest)
+#define LOAD_VALUES(block)                                                                                             \
+  float value_factor = split_tile_directly<THREADS, BLOCK_N, HEAD_DIM_V, DIM_V, MOST_OF_VALUES>(                       \
+      values, value + (long long)(block) * BLOCK_N * params.value.stride_row, params.value,                            \
+      seqlen_k - (block) * BLOCK_N, largest + WARPS)
+//% elif split
   struct split_tiles tiles = find_split_tiles(params, w.batch, w.kv_head);
 #define LOAD_KEYS(block) load_split<BLOCK_N, DIM_QK>(keys + (block) % STAGES * KEY_TILE, tiles.keys, block)
 #define LOAD_VALUES(block) load_split<BLOCK_N, DIM_V>(values + (block) % STAGES * VALUE_TILE, tiles.values, block)
@@ -109,19 +150,34 @@ forward(const __grid_constant__ struct fa_params params)
       values + (block) % STAGES * VALUE_TILE, value + (long long)(block) * BLOCK_N * params.value.stride_row,          \
       params.value, w.seqlen_k - (block) * BLOCK_N, value_aligned)
 //% end
+//% if split_blocks
+  const int first_block = w.first_block;
+//% else
+  constexpr int first_block = 0;
+//% end
+//% if split && !direct
+  int block = w.end_block - 1;
+  LOAD_KEYS(block); /* on their way while queries are split */
   load_queries(queries, params, w.batch, w.head, w.first_query);
-  int block = w.num_blocks - 1;
+//% else
+  load_queries(queries, params, w.batch, w.head, w.first_query);
+  int block = w.end_block - 1;
+//%   if !direct
   LOAD_KEYS(block);
+//%   end
+//% end
+//% if !direct
   copy_commit();
 #pragma unroll
   for (int ahead = 0; ahead < STAGES - 1; ahead++) {
-    if (block - ahead >= 0)
+    if (block - ahead >= first_block)
       LOAD_VALUES(block - ahead);
     copy_commit();
-    if (block - ahead - 1 >= 0)
+    if (block - ahead - 1 >= first_block)
       LOAD_KEYS(block - ahead - 1);
     copy_commit();
   }
+//% end
 
   struct rows rows;
 //% if split
@@ -133,18 +189,24 @@ forward(const __grid_constant__ struct fa_params params)
 //% end
   float output[M_TILES][DIM_V / 8][4] = {};
   int my_queries = warp * 16 * M_TILES * DIM_QK + lane_a<DIM_QK>(lane);
-  for (; block >= 0; block--) {
+  for (; block >= first_block; block--) {
     float scores[M_TILES][N_TILES][4];
-//% if split
+//% if split && !direct
     float key_factor = tiles.key_factors[block], value_factor = tiles.value_factors[block];
 //% end
+//% if direct
+    LOAD_KEYS(block); /* which waits for all warps before it writes, as they agree on a scale */
+    LOAD_VALUES(block);
+    __syncthreads();
+//% else
     copy_wait<2 * STAGES - 2>();
     __syncthreads();
-    if (block - STAGES + 1 >= 0)
+    if (block - STAGES + 1 >= first_block)
       LOAD_VALUES(block - STAGES + 1);
     copy_commit();
+//% end
 //% if !split
-    if (block == w.num_blocks - 1 && params.softmax_scale < 0)
+    if (block == w.end_block - 1 && params.softmax_scale < 0)
       negate_queries(queries);
 //% end
     multiply_keys(scores, shared_address(queries + my_queries),
@@ -153,11 +215,13 @@ forward(const __grid_constant__ struct fa_params params)
     rows.key_factor = key_factor;
 //% end
     softmax(scores, rows, block * BLOCK_N + lane % 4 * 2, w.seqlen_k);
+//% if !direct
     copy_wait<2 * STAGES - 2>();
     __syncthreads();
-    if (block - STAGES >= 0)
+    if (block - STAGES >= first_block)
       LOAD_KEYS(block - STAGES);
     copy_commit();
+//% end
     multiply_values(output, scores, rows,
 //% if split
                     value_factor,
@@ -165,5 +229,14 @@ forward(const __grid_constant__ struct fa_params params)
                     shared_address(values + block % STAGES * VALUE_TILE + lane_a<DIM_V>(lane)));
   }
   finish_rows(rows);
+//% if split_blocks
+  if (params.num_splits > 1) {
+//%   if !direct
+    copy_wait<0>(); /* a part without blocks has waited for nothing */
+//%   end
+    store_split(params, w.split, w.batch, w.head, output, rows);
+    return;
+  }
+//% end
   store_output(params, w.batch, w.head, output, rows);
 }

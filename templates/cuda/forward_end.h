@@ -2,6 +2,16 @@
 //% include "cuda/store.h"
 
 //% if precision == "full"
+//%   if dtype != "fp32"
+/* Weights were exp2(score * factor - origin), origin being rounded; this is the sum of exp2((score - max) * factor). */
+static __device__ __forceinline__ float exact_sum(float sum, float max, float factor)
+{
+  float origin = __fmul_rn(max, factor);
+  float rest = is_large(origin) ? 0.0f : fmaf(max, factor, -origin);
+  return sum * exp2_approx(-rest);
+}
+
+//%   end
 /* Largest score and sum of weights, so that a weight is exp2((score - largest) * factor) / sum. */
 static __device__ __forceinline__ void store_statistics(float *lse, const struct rows &rows, int m, int h)
 {
@@ -9,11 +19,8 @@ static __device__ __forceinline__ void store_statistics(float *lse, const struct
   lse[0] = rows.max[m][h] * rows.query_factor[m][h] * MAX_UNIT;
   lse[1] = rows.sum[m][h];
 //%   else
-  /* Weights were exp2(score * factor - origin), origin being rounded; backward subtracts the maximum first. */
-  float origin = __fmul_rn(rows.max[m][h], rows.factor);
-  float rest = is_large(origin) ? 0.0f : fmaf(rows.max[m][h], rows.factor, -origin);
   lse[0] = rows.max[m][h];
-  lse[1] = rows.sum[m][h] * exp2_approx(-rest);
+  lse[1] = exact_sum(rows.sum[m][h], rows.max[m][h], rows.factor); /* backward subtracts the maximum first, too */
 //%   end
 }
 

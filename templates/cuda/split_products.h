@@ -11,37 +11,47 @@ static __device__ __forceinline__ float *query_factors(half_bits *queries)
 static __device__ __forceinline__ void load_queries(half_bits *tile, const struct fa_params &params, int batch, int head,
                                                     int first_query)
 {
-  constexpr int PAIRS = (DIM_QK + 63) / 64;
+  constexpr int PAIRS = (DIM_QK + 63) / 64, AT_ONCE = 4; /* one by one, a warp would wait for memory 16 times */
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
-  for (int row = warp * 16 * M_TILES; row < (warp + 1) * 16 * M_TILES; row++) {
-    const float *from = (const float *)params.query.data + head_offset(params.query, batch, head, first_query + row);
-    bool inside = first_query + row < (int)params.seqlen_q;
-    float x[PAIRS][2];
-    u32 largest = 0;
+  for (int first = warp * 16 * M_TILES; first < (warp + 1) * 16 * M_TILES; first += AT_ONCE) {
+    float x[AT_ONCE][PAIRS][2];
 #pragma unroll
-    for (int i = 0; i < PAIRS; i++)
+    for (int r = 0; r < AT_ONCE; r++) {
+      int query = first_query + first + r;
+      const float *from = (const float *)params.query.data + head_offset(params.query, batch, head, query);
 #pragma unroll
-      for (int j = 0; j < 2; j++) {
-        int col = i * 64 + lane * 2 + j;
-        x[i][j] = inside && col < HEAD_DIM ? from[col * params.query.stride_col] : 0.0f;
-        u32 magnitude = finite_magnitude(x[i][j]);
+      for (int i = 0; i < PAIRS; i++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          int col = i * 64 + lane * 2 + j;
+          x[r][i][j] = query < (int)params.seqlen_q && col < HEAD_DIM ? from[col * params.query.stride_col] : 0.0f;
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; r++) {
+      int row = first + r;
+      u32 largest = 0;
+#pragma unroll
+      for (int i = 0; i < PAIRS * 2; i++) {
+        u32 magnitude = finite_magnitude(x[r][i / 2][i % 2]);
         largest = magnitude > largest ? magnitude : largest;
       }
-    int k = scale_exponent(__reduce_max_sync(0xffffffffu, largest), MOST_OF_SCORES);
-    float scale = power_of_two(k) * sign;
+      int k = scale_exponent(__reduce_max_sync(0xffffffffu, largest), MOST_OF_SCORES);
+      float scale = power_of_two(k) * sign;
 #pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-      int col = i * 64 + lane * 2;
-      u32 high, low;
-      split_pair(x[i][0] * scale, x[i][1] * scale, high, low);
-      if (DIM_QK % 64 == 0 || col < DIM_QK) {
-        *(u32 *)(tile + tile_index<DIM_QK>(row, col)) = high;
-        *(u32 *)(tile + BLOCK_M * DIM_QK + tile_index<DIM_QK>(row, col)) = low;
+      for (int i = 0; i < PAIRS; i++) {
+        int col = i * 64 + lane * 2;
+        u32 high, low;
+        split_pair(x[r][i][0] * scale, x[r][i][1] * scale, high, low);
+        if (DIM_QK % 64 == 0 || col < DIM_QK) {
+          *(u32 *)(tile + tile_index<DIM_QK>(row, col)) = high;
+          *(u32 *)(tile + BLOCK_M * DIM_QK + tile_index<DIM_QK>(row, col)) = low;
+        }
       }
+      if (lane == 0)
+        query_factors(tile)[row] = power_of_two(-k);
     }
-    if (lane == 0)
-      query_factors(tile)[row] = power_of_two(-k);
   }
 }
 

@@ -231,6 +231,43 @@ static void test_grid(void) {
         }
 }
 
+/* What the first candidate for forward in this shape launches. */
+static fa_plan plan_for(fa_problem *problem, fa_shape shape) {
+  fa_plan plan = {0};
+  CHECKF(fa_candidates(problem, &shape, configs, message, sizeof message) >= 1, "%s", message);
+  CHECK(fa_plan_call(problem, &configs[0], &shape, &plan) == 0);
+  return plan;
+}
+
+/* On a GPU keys are split where tiles of queries would leave it empty, and nowhere else; what the last phase adds, and
+ * where, fits what it has threads and workspace for. */
+static void test_split_keys(void) {
+  fa_problem problem = {.op = FA_FORWARD, .dtype = FA_BF16, .head_dim = 128, .head_dim_v = 80, .target = "cuda:sm_80"};
+  fa_plan one = plan_for(&problem, (fa_shape){1, 1, 1, 1, 32768});
+  CHECK(one.num_splits == 128 && one.grid[0] == 128); /* 256 keys each, and no more parts than threads that add them */
+  CHECK(one.num_phases == 2 && one.grid[1] == 1 && one.workspace_bytes == 128 * (80 * 4 + 16));
+  fa_plan some = plan_for(&problem, (fa_shape){2, 16, 4, 3, 32768});
+  CHECK(some.num_splits == 16 && some.grid[0] == 512 && some.grid[1] == 96); /* 512 blocks; a row each */
+  fa_plan short_keys = plan_for(&problem, (fa_shape){1, 1, 1, 1, 511});
+  CHECK(short_keys.num_splits == 1 && short_keys.grid[1] == 0 && short_keys.workspace_bytes == 0);
+  fa_plan many_heads = plan_for(&problem, (fa_shape){64, 32, 32, 1, 32768});
+  CHECK(many_heads.num_splits == 1 && many_heads.grid[0] == 2048 && many_heads.workspace_bytes == 0);
+  fa_plan many_queries = plan_for(&problem, (fa_shape){1, 16, 16, 16384, 16384});
+  CHECK(many_queries.num_phases == 1 && many_queries.num_splits == 1);
+  problem.is_causal = true; /* a query sees no keys behind it */
+  fa_plan causal = plan_for(&problem, (fa_shape){1, 1, 1, 1100, 32768});
+  CHECK(causal.num_splits == 4 && causal.grid[0] == 4 * 18 && causal.grid[1] == 1100);
+  fa_plan hidden = plan_for(&problem, (fa_shape){1, 1, 1, 1, 32768});
+  CHECK(hidden.num_splits == 1);
+  /* fp32: where queries or keys are few, no phase splits K and V into parts of 16 bits. */
+  problem.is_causal = false;
+  problem.dtype = FA_FP32;
+  fa_plan full = plan_for(&problem, (fa_shape){1, 1, 1, 1, 1024});
+  CHECK(full.num_phases == 2 && full.num_splits == 4 && full.workspace_bytes == 4 * (80 * 4 + 16));
+  fa_plan tiny = plan_for(&problem, (fa_shape){1, 1, 1, 1, 1});
+  CHECK(tiny.num_splits == 1 && tiny.grid[0] == 1 && tiny.grid[1] == 0 && tiny.workspace_bytes == 0);
+}
+
 static void test_plans(void) {
   fa_problem problem = plain;
   fa_plan plan, again;
@@ -267,6 +304,7 @@ int main(void) {
   RUN(test_bad_configs);
   RUN(test_constants_of_a_template);
   RUN(test_grid);
+  RUN(test_split_keys);
   RUN(test_plans);
   remove_test_dir();
   return check_summary();

@@ -37,6 +37,17 @@ CAUSAL_32 = call("forward", "fp32", 40, seqlen_q=130, heads_q=1, causal=True, co
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = call(head_dim=40, batch=7, seqlen_q=40, seqlen_k=61, heads_q=2, data="infinite", config=SMALL_BLOCKS)
 INFINITE_32 = replace(INFINITE, case=replace(INFINITE.case, dtype="fp32", causal=True))
+# Keys in parts; K and V of fp32, split as they are read.
+SPLIT_BLOCKS = "block_m=64,block_n=32,num_warps=4,num_stages=1,split_blocks=256"
+DIRECT_BLOCKS = "block_m=32,block_n=32,num_warps=2,num_stages=1,split_blocks=256,direct=1"
+SPLITS = call(head_dim=40, seqlen_q=3, seqlen_k=1100, heads_q=2, config=SPLIT_BLOCKS)
+MANY_SPLITS = call(head_dim=40, seqlen_q=1, seqlen_k=10000, heads_q=1, config=SPLIT_BLOCKS)  # 39 parts
+LARGE_SPLITS = call(head_dim=40, seqlen_q=3, seqlen_k=1100, heads_q=1, data="large", config=SPLIT_BLOCKS)
+DIRECT = call(
+    "forward", "fp32", 40, seqlen_q=70, seqlen_k=1100, heads_q=2, heads_kv=1, data="uneven", config=DIRECT_BLOCKS
+)
+DIRECT_SPLITS = call("forward", "fp32", 40, seqlen_q=3, seqlen_k=1100, heads_q=1, data="large", config=DIRECT_BLOCKS)
+ODD_DIRECT = call("forward", "fp32", 40, seqlen_q=37, seqlen_k=66, layout="odd", config=DIRECT_BLOCKS)
 # Backward, which reads what forward left: 1 or 0 are the only weights of such scores.
 LSE_OF_LARGE = call("backward", head_dim=40, seqlen_q=70, heads_q=1, data="integers", scale=1e4)
 
@@ -175,7 +186,7 @@ MUTATIONS = [
     _mutation("rounding of large maxima not undone", HUGE_SCORES,
               "bool mine = is_large(product);", "bool mine = false;"),
     _mutation("rounding of the maximum in lse not undone", LSE_OF_LARGE,
-              "rows.sum[m][h] * exp2_approx(-rest)", "rows.sum[m][h] * exp2_approx(rest)"),
+              "sum * exp2_approx(-rest)", "sum * exp2_approx(rest)"),
     # --- infinities
     _mutation("a score of -inf forgotten", INFINITE,
               "rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;", ";"),
@@ -191,7 +202,7 @@ MUTATIONS = [
     _mutation("largest score in lse off", FULL,
               "lse[0] = rows.max[m][h];", "lse[0] = rows.max[m][h] * 1.001f;"),
     _mutation("sum in lse not rescaled", FULL,
-              "lse[1] = rows.sum[m][h] *", "lse[1] = rows.sum[m][h] * rows.rescale[m][h] *"),
+              "exact_sum(rows.sum[m][h],", "exact_sum(rows.sum[m][h] * rows.rescale[m][h],"),
     _mutation("lse written where it is not wanted", NO_LSE,
               "if (present && params.lse && threadIdx.x % 4 == 0)", "if (present && threadIdx.x % 4 == 0)"),
     _mutation("a row behind the last is written", FULL,
@@ -235,11 +246,44 @@ MUTATIONS = [
     _mutation("fp32: tiles of V lie in those of K", FULL_32,
               "*values = keys + all * (2 * BLOCK_N * DIM_QK);", "*values = keys + all * (BLOCK_N * DIM_QK);"),
     _mutation("fp32: no barrier for the largest of a tile", FULL_32,
-              "__syncthreads();", ";", within="split_tile"),
+              "__syncthreads();", ";", within="find_exponent"),
     _mutation("fp32: largest of one warp", FULL_32,
-              "warp < NUM_THREADS / 32; warp++", "warp < 1; warp++", within="split_tile"),
+              "warp < NUM_THREADS / 32; warp++", "warp < 1; warp++", within="find_exponent"),
     _mutation("fp32: no __syncwarp behind the queries' factors", CAUSAL_32,
               "__syncwarp();", ";", within="forward"),
     _mutation("fp32: first rows of queries only", FULL_32,
-              "(warp + 1) * 16 * M_TILES; row++", "(warp + 1) * 16 * M_TILES - 1; row++"),
+              "(warp + 1) * 16 * M_TILES; first", "(warp + 1) * 16 * M_TILES - 4; first"),
+    # --- keys in parts
+    _mutation("parts of another head", SPLITS, "index %= heads;", "index = 0;"),
+    _mutation("a block of keys in no part", SPLITS,
+              "blocks * w.split + params.num_splits - 1)", "blocks * w.split + 2 * params.num_splits - 1)"),
+    _mutation("a block of keys in two parts", SPLITS,
+              "blocks * (w.split + 1) + params.num_splits - 1)", "blocks * (w.split + 1) + 2 * params.num_splits - 1)"),
+    _mutation("a part's rows behind the last query", SPLITS,
+              "query >= (int)params.seqlen_q", "query > (int)params.seqlen_q", within="store_split"),
+    _mutation("a part's output where another's is", SPLITS, "at = split * all + row", "at = split + row"),
+    _mutation("parts weigh alike", LARGE_SPLITS, "float mine = exp2_approx(exponent);", "float mine = 1;"),
+    _mutation("a part's sum is not rescaled", LARGE_SPLITS, "row.sum * mine", "row.sum"),
+    _mutation("the largest score of the first warp's parts", MANY_SPLITS,
+              "x = fmaxf(x, room[warp]);", ";", within="combine_max"),
+    _mutation("sum of the first warp's parts", MANY_SPLITS, "x += room[warp];", ";", within="combine_sum"),
+    _mutation("parts' largest read before they are there", MANY_SPLITS, "__syncthreads();", ";", within="combine_max"),
+    _mutation("parts' sums read before they are there", MANY_SPLITS, "__syncthreads();", ";", within="combine_sum"),
+    _mutation("columns read before they are there", SPLITS, "__syncthreads();", ";", within="combine_splits"),
+    _mutation("a warp's parts left out", SPLITS, "all += columns[other][col];", ";"),
+    _mutation("row of another head's output", SPLITS,
+              "query = blockIdx.x % params.seqlen_q", "query = blockIdx.x % params.heads_q"),
+    _mutation("lse of parts: the largest score of one", MANY_SPLITS,
+              "params.lse[2 * blockIdx.x] = max;", "params.lse[2 * blockIdx.x] = row.max;"),
+    _mutation("fp32: parts' maxima in another unit", DIRECT_SPLITS,
+              "rows.sum[m][h], rows.query_factor[m][h], 0}", "rows.sum[m][h], 1, 0}"),
+    # --- fp32 that blocks of threads split
+    _mutation("direct: read before it is split", DIRECT, "__syncthreads();", ";", within="forward", times=2, only=2),
+    _mutation("direct: one room for two maxima", DIRECT, "largest + WARPS)", "largest)"),
+    _mutation("direct: scale of the first warp's elements", DIRECT,
+              "largest = shared_largest[warp] > largest ? shared_largest[warp] : largest;", ";"),
+    _mutation("direct: 16 bytes at once, wherever they are", ODD_DIRECT,
+              "if (HEAD % 4 == 0 && together)", "if (HEAD % 4 == 0)"),
+    _mutation("direct: rows behind the last key", DIRECT,
+              "row < rows && row < ROWS", "row < ROWS", within="read_piece"),
 ]  # fmt: skip

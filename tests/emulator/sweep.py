@@ -89,6 +89,10 @@ MANY_KEYS = Case(
     target="cuda:sm_90a",
     config="block_m=128,block_n=48,num_stages=2,persistent=0",
 )
+# What generator/family_cuda.c splits keys at, and blocks of threads that soon have parts.
+LEAST_SPLIT_KEYS = 256
+SPLITS = "block_m=32,block_n=32,num_warps=2,num_stages=1,split_blocks=64"
+DIRECT = "block_m=32,block_n=32,num_warps=2,num_stages=1,direct=1"
 TIMINGS = ("late", "random", "early")
 # Backward of Hopper's head dims above 128: head dims (of V, if they differ), causal mask.
 WIDE = ((256, 0, False), (192, 0, True), (192, 128, False), (256, 0, True), (160, 0, False))
@@ -122,6 +126,9 @@ def _at_borders(case: Case) -> Iterator[Case]:
         yield from _two_passes_at_borders(case, sizes)
         return
     m, n = sizes["block_m"], sizes["block_n"]
+    if sizes.get("split_blocks"):
+        yield from _splits_at_borders(case, sizes)
+        return
     lengths: tuple[tuple[int, int], ...] = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
     if case.op == "backward" and case.target in HOPPER:  # rings of tiles of queries go round
         lengths = ((2 * m * sizes["num_stages"] + 1, n - 1), *lengths)
@@ -130,6 +137,17 @@ def _at_borders(case: Case) -> Iterator[Case]:
         if sizes.get("persistent"):  # the last with three tiles for two blocks
             one = replace(one, processors=1) if place < 3 else replace(one, heads_q=3, processors=2)
         yield one
+
+
+def _splits_at_borders(case: Case, sizes: dict[str, int]) -> Iterator[Case]:
+    """Keys in several parts, of as many blocks each or not; in one; causal: parts that queries see nothing of."""
+    m, n, one = sizes["block_m"], sizes["block_n"], replace(case, heads_q=1)
+    if case.causal:
+        yield replace(one, seqlen_q=2 * LEAST_SPLIT_KEYS, seqlen_k=3 * LEAST_SPLIT_KEYS)
+    else:
+        yield replace(one, seqlen_q=m + 1, seqlen_k=3 * LEAST_SPLIT_KEYS + n + 1)
+        yield replace(one, seqlen_q=1, seqlen_k=2 * LEAST_SPLIT_KEYS, heads_q=2)
+    yield replace(one, seqlen_q=m, seqlen_k=n + 1)
 
 
 def _two_passes_at_borders(case: Case, sizes: dict[str, int]) -> Iterator[Case]:
@@ -178,6 +196,14 @@ def every_feature(kind: Kind) -> list[list[Case]]:
             case = replace(base, target=kind.targets[1], data="infinite", batch=NUM_SLOTS // 2 + 1)
             case = replace(case, heads_q=4, heads_kv=2, seqlen_q=20, seqlen_k=200)
             groups.append([replace(case, settings=settings_of(0))])
+        if kind.op == "forward" and target not in HOPPER:
+            groups.append(_features_of_splits(replace(base, config=SPLITS), turns))
+            if kind.dtype == "fp32":  # reads K and V in a way of its own
+                direct = replace(base, config=DIRECT, seqlen_q=37, seqlen_k=66)
+                cases = [replace(direct, layout=layout, heads_q=2) for layout in LAYOUTS]
+                cases += [replace(direct, data=data) for data in ("large", "uneven")]
+                cases += [replace(direct, data="infinite", batch=NUM_SLOTS), replace(direct, heads_q=4, heads_kv=2)]
+                groups.append([_with_seed(case, i) for i, case in enumerate(cases)])
         if kind.op == "backward" and kind.dtype == "fp32":
             # Hopper's forward sums scores in another order: a largest score that backward's exceed makes weights of it.
             case = replace(base, target=HOPPER[0], head_dim=160, seqlen_q=130, data="large", scale=1e4)
@@ -188,6 +214,17 @@ def every_feature(kind: Kind) -> list[list[Case]]:
         if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.dtype == kind.dtype:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
     return groups
+
+
+def _features_of_splits(base: Case, turns: slice) -> list[Case]:
+    """What goes through the workspace and the phase that adds the parts: numbers, rows, layouts, wanted or not."""
+    many = replace(base, seqlen_q=2 * LEAST_SPLIT_KEYS, seqlen_k=2 * LEAST_SPLIT_KEYS + 40)
+    cases = [replace(many, data=data) for data in ("large", "tiny", "positive", "nan", "zero")]
+    cases += [replace(many, data="integers", scale=scale) for scale in (-0.3, 1e5)]
+    cases += [replace(many, layout=layout, heads_q=2, heads_kv=1) for layout in ("columns", "odd", "bshd")]
+    cases += [replace(many, without=("lse",)), replace(many, seqlen_q=many.seqlen_q + 29, seqlen_k=1000)]
+    cases += [replace(many, data="infinite", batch=NUM_SLOTS)]  # a head of keys for each tensor and value
+    return [_with_seed(case, i) for i, case in enumerate(cases[turns])]
 
 
 def _features_of_two_passes(kind: Kind) -> list[list[Case]]:

@@ -55,6 +55,22 @@ def test_tiny_fp32_is_no_less_exact(target: str, of_value: float, of_grad: float
     assert_accurate((*results, *peer[len(results) :]), reference(*tensors), peer)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_of_threads_split_as_a_first_phase_does(causal: bool) -> None:
+    """To the bit: keys that no query sees have no say in the scale of those beside them, however large they are."""
+    torch.manual_seed(0)
+    given = {name: torch.randn(1, 1, rows, 40) for name, rows in (("query", 70), ("key", 90), ("value", 90))}
+    for name in ("key", "value"):
+        given[name][..., 70:, :] *= 1e20 if causal else 2
+    case = Case("forward", "fp32", 40, causal=causal, heads_q=1, seqlen_q=70, seqlen_k=90).filled()
+    outputs = []
+    for direct in (0, 1):
+        config = f"block_m=32,block_n=32,num_warps=2,num_stages=1,direct={direct}"
+        outputs.append(torch.zeros(1, 1, 70, 40))
+        attention.run_given(replace(case, config=config), "forward", given, {"output": outputs[-1]})
+    assert outputs[0].equal(outputs[1])
+
+
 SMALL = "block_m={},block_n=32,num_warps=4,num_stages=2"
 FORWARD = Case(head_dim=40, seqlen_q=130, heads_q=1, causal=True, config=SMALL.format(64))
 BACKWARD = Case("backward", head_dim=40, seqlen_q=100, causal=True, deterministic=True, config=SMALL.format(32))
