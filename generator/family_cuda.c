@@ -146,7 +146,8 @@ static int check_range(const char *name, int value, int least, int most, int mul
   char of[32] = "";
   if (multiple > 1)
     snprintf(of, sizeof of, "a multiple of %d from ", multiple);
-  snprintf(message, message_size, "%s is %d; it must be %s%d to %d", name, value, of, least, most);
+  snprintf(message, message_size, "%s is %d; it must be %s%d %s %d", name, value, of, least,
+           most - least == 1 ? "or" : "to", most);
   return -1;
 }
 
@@ -155,12 +156,16 @@ static bool has_tails(const fa_problem *problem) {
   return problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
 }
 
+/* Keys that a query may see. */
+static int64_t seen_keys(const fa_problem *problem, const fa_shape *shape) {
+  return problem->is_causal && shape->seqlen_q < shape->seqlen_k ? shape->seqlen_q : shape->seqlen_k;
+}
+
 /* Parts of the keys are weighed by a block of threads, one each; a part has keys enough to be worth that. */
 enum { COMBINE_THREADS = 128, LEAST_SPLIT_KEYS = 256, MOST_SPLIT_BLOCKS = 4096 };
 
 static int64_t count_splits(const fa_problem *problem, cuda_config c, const fa_shape *shape, int64_t query_tiles) {
-  const bool hidden = problem->is_causal && shape->seqlen_q < shape->seqlen_k;
-  const int64_t keys = hidden ? shape->seqlen_q : shape->seqlen_k;
+  const int64_t keys = seen_keys(problem, shape);
   int64_t splits = query_tiles > 0 ? c.split_blocks / query_tiles : 1;
   splits = splits < keys / LEAST_SPLIT_KEYS ? splits : keys / LEAST_SPLIT_KEYS;
   splits = splits < COMBINE_THREADS ? splits : COMBINE_THREADS;
@@ -270,12 +275,13 @@ static const cuda_tiling forward_32[] = {{64, 64, 4, 1, 0}, {128, 64, 8, 1, 0}, 
                                          {64, 32, 4, 1, 0}, {64, 32, 4, 2, 0},  {128, 64, 8, 2, 0}, {32, 32, 2, 1, 0},
                                          {64, 16, 4, 1, 0}, {32, 16, 2, 1, 0},  {16, 16, 1, 1, 0},  {0}};
 
-/* Where queries are few, and bandwidth is all there is: many small blocks of threads. */
+/* Where queries are few, and bandwidth is all there is: many small blocks of threads. Of 17 to 64 queries, only where
+ * keys are many: else products count. */
 static const cuda_tiling few_16[] = {{32, 64, 2, 1, 0}, {16, 64, 1, 2, 0}, {64, 128, 4, 1, 0}, {0}};
 static const cuda_tiling few_32[] = {{32, 32, 2, 1, 0}, {16, 32, 1, 1, 0}, {64, 32, 4, 1, 0}, {0}};
 /* Where their tiles are, too. */
 static const cuda_tiling split_any[] = {{64, 64, 4, 1, 0}, {64, 64, 4, 2, 0}, {0}};
-enum { FEW_QUERIES = 32, FEW_QUERY_TILES = 64, MANY_KEYS = 4 * LEAST_SPLIT_KEYS, SPLIT_BLOCKS = 512 };
+enum { FEW_QUERIES = 16, ONE_TILE = 64, FEW_TILES = 128, MANY_KEYS = 4 * LEAST_SPLIT_KEYS, SPLIT_BLOCKS = 512 };
 
 static const cuda_tiling backward_16[] = {{32, 128, 4, 2, 32},
                                           {64, 128, 8, 2, 32},
@@ -320,22 +326,20 @@ static int append(const fa_problem *problem, const cuda_tiling *list, int split_
   return count;
 }
 
-/* Would blocks of threads for 64 queries each leave the GPU empty, and are there keys to split? */
-static bool has_few_tiles(const fa_problem *problem, const fa_shape *shape) {
-  const int64_t tiles = shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, 64);
-  const int64_t keys = problem->is_causal && shape->seqlen_q < shape->seqlen_k ? shape->seqlen_q : shape->seqlen_k;
-  return tiles <= FEW_QUERY_TILES && keys >= MANY_KEYS;
-}
-
+/* `shape` is what the tuner rounds calls to: 16, 64, 256, 512, ... queries, few heads or about as many as SMs. */
 static int forward_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   const bool parts = problem->dtype == FA_FP32;
-  const cuda_tiling *usual = parts ? forward_32 : forward_16;
-  int count = shape ? 0 : append(problem, usual, 0, 0, configs, 0);
-  if (!shape || shape->seqlen_q <= FEW_QUERIES)
-    count = append(problem, parts ? few_32 : few_16, SPLIT_BLOCKS, parts, configs, count);
-  if (!shape || has_few_tiles(problem, shape))
+  const cuda_tiling *usual = parts ? forward_32 : forward_16, *few = parts ? few_32 : few_16;
+  if (!shape)
+    return append(problem, split_any, SPLIT_BLOCKS, 0, configs,
+                  append(problem, few, SPLIT_BLOCKS, parts, configs, append(problem, usual, 0, 0, configs, 0)));
+  const bool many_keys = seen_keys(problem, shape) >= MANY_KEYS;
+  int count = 0;
+  if (shape->seqlen_q <= FEW_QUERIES || (shape->seqlen_q <= ONE_TILE && many_keys))
+    count = append(problem, few, SPLIT_BLOCKS, parts, configs, count);
+  if (shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, ONE_TILE) <= FEW_TILES && many_keys)
     count = append(problem, split_any, SPLIT_BLOCKS, 0, configs, count);
-  return shape ? append(problem, usual, 0, 0, configs, count) : count;
+  return append(problem, usual, 0, 0, configs, count);
 }
 
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {

@@ -10,7 +10,7 @@
  * Products are three of fp16 (split.h). Tensor cores truncate sums, so that QK^T is summed in pieces of 16 columns and
  * PV in pieces of ${min(block_n, sum_keys)} keys, and the pieces are added in fp32.
 //%   if direct
- * Each block of threads splits K and V as it reads them: no more of them are read than a first phase would write.
+ * Each block of threads splits K and V as it reads them, without a first phase.
 //%   end
 //% end
 //% if split_blocks
@@ -95,7 +95,7 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   w.end_block = ceil_div(w.seqlen_k, BLOCK_N);
 //% end
 //% if split_blocks
-  int blocks = w.end_block; /* of which the first part has the first one; with a causal mask the last may have none */
+  int blocks = w.end_block; /* of which the first part has the first one, and others none if they are more parts */
   w.first_block = (int)(((long long)blocks * w.split + params.num_splits - 1) / params.num_splits);
   w.end_block = (int)(((long long)blocks * (w.split + 1) + params.num_splits - 1) / params.num_splits);
 //% end
@@ -122,13 +122,15 @@ forward(const __grid_constant__ struct fa_params params)
   const float *key = (const float *)params.key.data + head_offset(params.key, w.batch, w.kv_head, 0);
   const float *value = (const float *)params.value.data + head_offset(params.value, w.batch, w.kv_head, 0);
 //%   if causal
-  const int seqlen_k = min(w.seqlen_k, (int)params.seqlen_q); /* what no query sees must not show in the scale of others */
+  /* What no query sees must not show in the scale of others. */
+  const int seqlen_k = min(w.seqlen_k, (int)params.seqlen_q);
 //%   else
   const int seqlen_k = w.seqlen_k;
 //%   end
 #define LOAD_KEYS(block)                                                                                               \
   float key_factor = split_tile_directly<THREADS, BLOCK_N, HEAD_DIM, DIM_QK, MOST_OF_SCORES>(                          \
-      keys, key + (long long)(block) * BLOCK_N * params.key.stride_row, params.key, seqlen_k - (block) * BLOCK_N, largest)
+      keys, key + (long long)(block) * BLOCK_N * params.key.stride_row, params.key, seqlen_k - (block) * BLOCK_N,      \
+      largest)
 #define LOAD_VALUES(block)                                                                                             \
   float value_factor = split_tile_directly<THREADS, BLOCK_N, HEAD_DIM_V, DIM_V, MOST_OF_VALUES>(                       \
       values, value + (long long)(block) * BLOCK_N * params.value.stride_row, params.value,                            \

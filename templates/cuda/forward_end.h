@@ -3,12 +3,11 @@
 
 //% if precision == "full"
 //%   if dtype != "fp32"
-/* Weights were exp2(score * factor - origin), origin being rounded; this is the sum of exp2((score - max) * factor). */
-static __device__ __forceinline__ float exact_sum(float sum, float max, float factor)
+/* Weights were exp2(score * factor - origin), origin being rounded: by how much. */
+static __device__ __forceinline__ float origin_rest(float max, float factor)
 {
   float origin = __fmul_rn(max, factor);
-  float rest = is_large(origin) ? 0.0f : fmaf(max, factor, -origin);
-  return sum * exp2_approx(-rest);
+  return is_large(origin) ? 0.0f : fmaf(max, factor, -origin);
 }
 
 //%   end
@@ -20,7 +19,8 @@ static __device__ __forceinline__ void store_statistics(float *lse, const struct
   lse[1] = rows.sum[m][h];
 //%   else
   lse[0] = rows.max[m][h];
-  lse[1] = exact_sum(rows.sum[m][h], rows.max[m][h], rows.factor); /* backward subtracts the maximum first, too */
+  /* As if the maximum had been subtracted first, which backward does. */
+  lse[1] = rows.sum[m][h] * exp2_approx(-origin_rest(rows.max[m][h], rows.factor));
 //%   end
 }
 

@@ -1,6 +1,6 @@
 /*
  * Keys in num_splits parts (split-KV, as in FlashDecoding): each block of threads leaves the sums of its own part in the
- * workspace, and a last phase adds those of a row, rescaled as a block of threads rescales its own.
+ * workspace, and a last phase rescales and adds those of a row.
  */
 struct split_row {
   float max, sum; /* as in struct rows; -inf and 0 where the row sees none of the part's keys */
@@ -48,7 +48,8 @@ static __device__ __forceinline__ void store_split(const struct fa_params &param
 //% end
 #pragma unroll
       for (int n = 0; n < DIM_V / 8; n++)
-        *(float2 *)(to.outputs + 8 * n + threadIdx.x % 4 * 2) = make_float2(output[m][n][2 * h], output[m][n][2 * h + 1]);
+        *(float2 *)(to.outputs + 8 * n + threadIdx.x % 4 * 2) =
+            make_float2(output[m][n][2 * h], output[m][n][2 * h + 1]);
     }
 }
 
@@ -100,8 +101,7 @@ combine_splits(const __grid_constant__ struct fa_params params)
   float unit = find_split_rows(params, 0, blockIdx.x).rows->unit; /* the same in all that see a key, as the first does */
   float exponent = (row.max - max) * factor * MAX_UNIT * unit;
 //% else
-  float product = __fmul_rn(max, factor);
-  float exponent = exponent_below(row.max, max, factor, product, is_large(product));
+  float exponent = (row.max - max) * factor - origin_rest(row.max, factor);
 //% end
   float mine = exp2_approx(exponent);
   weights[threadIdx.x] = mine;
@@ -132,9 +132,10 @@ combine_splits(const __grid_constant__ struct fa_params params)
         columns[warp][4 * lane + 128 * i + e] = output[i][e];
   __syncthreads();
 
-  long long head = blockIdx.x / params.seqlen_q, query = blockIdx.x % params.seqlen_q;
+  int head = (int)(blockIdx.x / params.seqlen_q), query = (int)(blockIdx.x % params.seqlen_q);
+  int batch = head / (int)params.heads_q;
   const struct fa_tensor &to = params.output;
-  element *out = (element *)to.data + head_offset(to, (int)(head / params.heads_q), (int)(head % params.heads_q), (int)query);
+  element *out = (element *)to.data + head_offset(to, batch, head % (int)params.heads_q, query);
   for (int col = threadIdx.x; col < HEAD_DIM_V; col += COMBINE_THREADS) {
     float all = columns[0][col];
 #pragma unroll
@@ -150,10 +151,9 @@ combine_splits(const __grid_constant__ struct fa_params params)
   if (params.lse && threadIdx.x == 0) {
 //% if dtype == "fp32"
     params.lse[2 * blockIdx.x] = max * unit * MAX_UNIT;
-    params.lse[2 * blockIdx.x + 1] = sum;
 //% else
     params.lse[2 * blockIdx.x] = max;
-    params.lse[2 * blockIdx.x + 1] = exact_sum(sum, max, factor);
 //% end
+    params.lse[2 * blockIdx.x + 1] = sum;
   }
 }

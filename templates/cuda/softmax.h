@@ -60,15 +60,6 @@ static __device__ __forceinline__ float bounded(float factor) { return fminf(fma
 //% if dtype != "fp32" || precision == "reduced"
 /* Does the rounding of a largest score times the factor count? Weights are then computed in another way. */
 static __device__ __forceinline__ bool is_large(float product) { return fabsf(product) > 0x1p21f; }
-//%   if dtype != "fp32"
-
-/* What sums so far must be rescaled by, as an exponent of 2; `product` is that of new_max and the factor, large or not. */
-static __device__ __forceinline__ float exponent_below(float old_max, float new_max, float factor, float product,
-                                                       bool large)
-{
-  return large ? (old_max - new_max) * factor : __fmul_rn(old_max, factor) - product; /* as it was rounded then */
-}
-//%   end
 
 //% end
 static __device__ __forceinline__ void begin_rows(struct rows &rows, const struct fa_params &params, int first
@@ -234,7 +225,8 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
       large = large || mine;
       largest[m][h] = mine ? new_max : 0.0f;
       origin[m][h] = mine ? 0.0f : product;
-      rows.rescale[m][h] = exp2_approx(exponent_below(old_max, new_max, rows.factor, product, mine));
+      rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor
+                                            : __fmul_rn(old_max, rows.factor) - product); /* as it was rounded then */
 //% end
     }
 //% if dtype != "fp32"

@@ -1,5 +1,5 @@
-/* Tiles of fp16 parts in global memory, as they lie in shared memory (tile.h): made by a first phase from the caller's
- * fp32, copied by the next. */
+/* Tiles of fp16 parts of the caller's fp32, as they lie in shared memory (tile.h): made by a first phase in global memory
+ * and copied by the next, or made in shared memory by the block of threads that uses them. */
 
 /* The exponent k of a tile's scale 2^k, from the largest magnitude that each thread has seen. */
 template <int NUM_THREADS, int MOST>
@@ -51,11 +51,11 @@ static __device__ __forceinline__ float split_tile(half_bits *tile, const float 
 }
 
 /* Piece i of a tile's rows: four elements, 0 where the tensor has none. TOGETHER: they lie in 16 bytes. */
-template <int ROWS, int HEAD, int DIM, bool TOGETHER>
+template <int HEAD, int DIM, bool TOGETHER>
 static __device__ __forceinline__ float4 read_piece(const float *from, const struct fa_tensor &tensor, int rows, int i)
 {
   int row = i / (DIM / 4), col = i % (DIM / 4) * 4;
-  bool inside = row < rows && row < ROWS;
+  bool inside = row < rows;
   from += row * tensor.stride_row;
   if (TOGETHER)
     return inside && (HEAD == DIM || col < HEAD) ? *(const float4 *)(from + col) : make_float4(0, 0, 0, 0);
@@ -75,7 +75,7 @@ static __device__ __forceinline__ float split_tile_twice(half_bits *tile, const 
   u32 largest = 0;
 #pragma unroll AT_ONCE
   for (int i = threadIdx.x; i < PIECES; i += NUM_THREADS) {
-    float4 x = read_piece<ROWS, HEAD, DIM, TOGETHER>(from, tensor, rows, i);
+    float4 x = read_piece<HEAD, DIM, TOGETHER>(from, tensor, rows, i);
     largest = max(largest, max(max(finite_magnitude(x.x), finite_magnitude(x.y)),
                                max(finite_magnitude(x.z), finite_magnitude(x.w))));
   }
@@ -83,7 +83,7 @@ static __device__ __forceinline__ float split_tile_twice(half_bits *tile, const 
   float scale = power_of_two(k);
 #pragma unroll AT_ONCE
   for (int i = threadIdx.x; i < PIECES; i += NUM_THREADS) {
-    float4 x = read_piece<ROWS, HEAD, DIM, TOGETHER>(from, tensor, rows, i);
+    float4 x = read_piece<HEAD, DIM, TOGETHER>(from, tensor, rows, i);
     uint2 high, low;
     split_pair(x.x * scale, x.y * scale, high.x, low.x);
     split_pair(x.z * scale, x.w * scale, high.y, low.y);

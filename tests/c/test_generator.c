@@ -241,7 +241,7 @@ static fa_plan plan_for(fa_problem *problem, fa_shape shape) {
 
 /* On a GPU keys are split where tiles of queries would leave it empty, and nowhere else; what the last phase adds, and
  * where, fits what it has threads and workspace for. */
-static void test_split_keys(void) {
+static void test_keys_in_parts(void) {
   fa_problem problem = {.op = FA_FORWARD, .dtype = FA_BF16, .head_dim = 128, .head_dim_v = 80, .target = "cuda:sm_80"};
   fa_plan one = plan_for(&problem, (fa_shape){1, 1, 1, 1, 32768});
   CHECK(one.num_splits == 128 && one.grid[0] == 128); /* 256 keys each, and no more parts than threads that add them */
@@ -304,7 +304,7 @@ int main(void) {
   RUN(test_bad_configs);
   RUN(test_constants_of_a_template);
   RUN(test_grid);
-  RUN(test_split_keys);
+  RUN(test_keys_in_parts);
   RUN(test_plans);
   remove_test_dir();
   return check_summary();

@@ -186,7 +186,7 @@ MUTATIONS = [
     _mutation("rounding of large maxima not undone", HUGE_SCORES,
               "bool mine = is_large(product);", "bool mine = false;"),
     _mutation("rounding of the maximum in lse not undone", LSE_OF_LARGE,
-              "sum * exp2_approx(-rest)", "sum * exp2_approx(rest)"),
+              "exp2_approx(-origin_rest(", "exp2_approx(origin_rest("),
     # --- infinities
     _mutation("a score of -inf forgotten", INFINITE,
               "rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;", ";"),
@@ -202,7 +202,7 @@ MUTATIONS = [
     _mutation("largest score in lse off", FULL,
               "lse[0] = rows.max[m][h];", "lse[0] = rows.max[m][h] * 1.001f;"),
     _mutation("sum in lse not rescaled", FULL,
-              "exact_sum(rows.sum[m][h],", "exact_sum(rows.sum[m][h] * rows.rescale[m][h],"),
+              "lse[1] = rows.sum[m][h] *", "lse[1] = rows.sum[m][h] * rows.rescale[m][h] *"),
     _mutation("lse written where it is not wanted", NO_LSE,
               "if (present && params.lse && threadIdx.x % 4 == 0)", "if (present && threadIdx.x % 4 == 0)"),
     _mutation("a row behind the last is written", FULL,
@@ -272,7 +272,7 @@ MUTATIONS = [
     _mutation("columns read before they are there", SPLITS, "__syncthreads();", ";", within="combine_splits"),
     _mutation("a warp's parts left out", SPLITS, "all += columns[other][col];", ";"),
     _mutation("row of another head's output", SPLITS,
-              "query = blockIdx.x % params.seqlen_q", "query = blockIdx.x % params.heads_q"),
+              "query = (int)(blockIdx.x % params.seqlen_q)", "query = (int)(blockIdx.x % params.heads_q)"),
     _mutation("lse of parts: the largest score of one", MANY_SPLITS,
               "params.lse[2 * blockIdx.x] = max;", "params.lse[2 * blockIdx.x] = row.max;"),
     _mutation("fp32: parts' maxima in another unit", DIRECT_SPLITS,
@@ -285,5 +285,5 @@ MUTATIONS = [
     _mutation("direct: 16 bytes at once, wherever they are", ODD_DIRECT,
               "if (HEAD % 4 == 0 && together)", "if (HEAD % 4 == 0)"),
     _mutation("direct: rows behind the last key", DIRECT,
-              "row < rows && row < ROWS", "row < ROWS", within="read_piece"),
+              "bool inside = row < rows;", "bool inside = true;", within="read_piece"),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ That the kernels are right is in test_sweep.py.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,25 @@ def test_blocks_of_threads_split_as_a_first_phase_does(causal: bool) -> None:
         outputs.append(torch.zeros(1, 1, 70, 40))
         attention.run_given(replace(case, config=config), "forward", given, {"output": outputs[-1]})
     assert outputs[0].equal(outputs[1])
+
+
+@pytest.mark.parametrize("larger", [slice(0, 512), slice(512, 1024)], ids=["first", "last"])
+def test_parts_weigh_right_where_scores_become_large(larger: slice) -> None:
+    """The largest scores of two parts, times the factor, are on both sides of 2^21. Below, weights are relative to that
+    product as it was rounded, by up to 2^-4 there: 4 % of a weight; above, to the score itself."""
+    query, key, value = torch.zeros(1, 1, 1, 16), torch.zeros(1, 1, 1024, 16), torch.ones(1, 1, 1024, 16)
+    query[..., 0] = key[..., 0] = 1021
+    query[..., 1] = key[:, :, larger, 1] = 1
+    value[:, :, larger] = 0
+    given = {"query": query.half(), "key": key.half(), "value": value.half()}
+    for beyond in (0.05, 0.3, 0.55, 0.9):  # of one score, of the other as much below
+        scale = 2.0**21 / (1021**2 + beyond) * math.log(2)
+        config = "block_m=16,block_n=32,num_warps=1,num_stages=1,split_blocks=4096"
+        case = Case("forward", "fp16", 16, heads_q=1, seqlen_q=1, seqlen_k=1024, scale=scale, config=config).filled()
+        output = torch.zeros(1, 1, 1, 16, dtype=torch.half)
+        attention.run_given(case, "forward", given, {"output": output})
+        expected = reference(query, key, value, torch.ones_like(query), scale=scale)[0]
+        assert ((output - expected).abs() < 2e-3 * expected).all()
 
 
 SMALL = "block_m={},block_n=32,num_warps=4,num_stages=2"

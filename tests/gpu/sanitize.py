@@ -114,9 +114,15 @@ FEW = [
     Case("fp32", 33, 130, 67, is_causal=True, heads=(4, 2), dense=False),
     Case("bf16", 64, 130, 67, heads=(4, 2), dense=False),
     Case("bf16", 33, 65, 129, deterministic=True, dense=False),
+    # Few queries: keys in parts; in fp32 split where they are used, four elements at once or one.
+    Case("bf16", 64, 3, 1100, heads=(4, 2)),
+    Case("fp32", 64, 3, 1100, heads=(4, 2)),
+    Case("fp32", 40, 20, 600, dense=False),
 ]
 
 MORE = [
+    # Few tiles of queries: with a causal mask some parts of the keys are of none.
+    Case("fp16", 64, 1100, 1100, is_causal=True, heads=(1, 1), dense=False),
     # More tiles than a GPU has room for: a persistent block goes from one to the next.
     Case("fp16", 64, 450, 330, is_causal=True, heads=(80, 40)),
 ]
