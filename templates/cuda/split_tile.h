@@ -57,13 +57,15 @@ static __device__ __forceinline__ float4 read_piece(const float *from, const str
   int row = i / (DIM / 4), col = i % (DIM / 4) * 4;
   bool inside = row < rows;
   from += row * tensor.stride_row;
-  if (TOGETHER)
+  if constexpr (TOGETHER) {
     return inside && (HEAD == DIM || col < HEAD) ? *(const float4 *)(from + col) : make_float4(0, 0, 0, 0);
-  float x[4];
+  } else {
+    float x[4];
 #pragma unroll
-  for (int j = 0; j < 4; j++)
-    x[j] = inside && (HEAD == DIM || col + j < HEAD) ? from[(col + j) * tensor.stride_col] : 0.0f;
-  return make_float4(x[0], x[1], x[2], x[3]);
+    for (int j = 0; j < 4; j++)
+      x[j] = inside && (HEAD == DIM || col + j < HEAD) ? from[(col + j) * tensor.stride_col] : 0.0f;
+    return make_float4(x[0], x[1], x[2], x[3]);
+  }
 }
 
 /* As split_tile, by a block of threads that has no registers for a tile: what it reads for the scale it reads again. */
