@@ -1,16 +1,8 @@
 /*
  * The portable CUDA family: mma.sync, ldmatrix and cp.async, for GPUs from sm_80 on. The space of its configs, and the
  * arithmetic that templates/cuda relies on.
- *
- * A config is
- *   block_m      queries of a block of threads
- *   block_n      keys that are worked on at a time (forward), or keys of a block of threads (backward)
- *   num_warps    each has block_m / num_warps rows of queries (forward), or warp_keys keys together with others
- * (backward) num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
- *   warp_keys    16 or 32 (backward)
- *   split_blocks where blocks of threads would be fewer, up to so many work on parts of the keys (forward); 0: never
- *   direct       1: each block of threads splits K and V of fp32 itself, as it reads them; 0: a first phase does, once
  */
+#include "generator/family_cuda.h"
 #include "generator/family.h"
 
 #include <stdio.h>
@@ -34,10 +26,6 @@ static int shared_limit(const char *target) {
     return 99 * 1024;
   }
 }
-
-typedef struct cuda_config {
-  int block_m, block_n, num_warps, num_stages, warp_keys, split_blocks, direct;
-} cuda_config;
 
 static cuda_config read_config(const fa_config *config) {
   return (cuda_config){
@@ -156,16 +144,11 @@ static bool has_tails(const fa_problem *problem) {
   return problem->head_dim % 16 != 0 || problem->head_dim_v % 16 != 0;
 }
 
-/* Keys that a query may see. */
-static int64_t seen_keys(const fa_problem *problem, const fa_shape *shape) {
-  return problem->is_causal && shape->seqlen_q < shape->seqlen_k ? shape->seqlen_q : shape->seqlen_k;
-}
-
 /* Parts of the keys are weighed by a block of threads, one each; a part has keys enough to be worth that. */
-enum { COMBINE_THREADS = 128, LEAST_SPLIT_KEYS = 256, MOST_SPLIT_BLOCKS = 4096 };
+enum { COMBINE_THREADS = 128, MOST_SPLIT_BLOCKS = 4096 };
 
 static int64_t count_splits(const fa_problem *problem, cuda_config c, const fa_shape *shape, int64_t query_tiles) {
-  const int64_t keys = seen_keys(problem, shape);
+  const int64_t keys = fa_cuda_seen_keys(problem, shape);
   int64_t splits = query_tiles > 0 ? c.split_blocks / query_tiles : 1;
   splits = splits < keys / LEAST_SPLIT_KEYS ? splits : keys / LEAST_SPLIT_KEYS;
   splits = splits < COMBINE_THREADS ? splits : COMBINE_THREADS;
@@ -250,102 +233,12 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
   return -1;
 }
 
-/* What to try, best guess first; those that do not fit are left out. A block_m of 0 ends a list. */
-typedef struct cuda_tiling {
-  int block_m, block_n, num_warps, num_stages, warp_keys;
-} cuda_tiling;
-static const cuda_tiling forward_16[] = {{128, 128, 4, 1, 0},
-                                         {128, 64, 4, 1, 0},
-                                         {64, 64, 4, 1, 0},
-                                         {128, 64, 8, 1, 0},
-                                         {64, 128, 4, 1, 0},
-                                         {128, 128, 8, 1, 0},
-                                         {128, 64, 4, 2, 0},
-                                         {128, 32, 4, 1, 0},
-                                         {128, 64, 8, 2, 0},
-                                         {128, 32, 8, 1, 0},
-                                         {64, 64, 4, 2, 0},
-                                         {64, 32, 4, 1, 0},
-                                         {64, 32, 4, 2, 0},
-                                         {32, 64, 2, 1, 0},
-                                         {16, 64, 1, 2, 0},
-                                         {64, 16, 4, 1, 0},
-                                         {0}};
-static const cuda_tiling forward_32[] = {{64, 64, 4, 1, 0}, {128, 64, 8, 1, 0}, {64, 64, 4, 2, 0},  {128, 32, 8, 1, 0},
-                                         {64, 32, 4, 1, 0}, {64, 32, 4, 2, 0},  {128, 64, 8, 2, 0}, {32, 32, 2, 1, 0},
-                                         {64, 16, 4, 1, 0}, {32, 16, 2, 1, 0},  {16, 16, 1, 1, 0},  {0}};
-
-/* Where queries are few, and bandwidth is all there is: many small blocks of threads. Of 17 to 64 queries, only where
- * keys are many: else products count. */
-static const cuda_tiling few_16[] = {{32, 64, 2, 1, 0}, {16, 64, 1, 2, 0}, {64, 128, 4, 1, 0}, {0}};
-static const cuda_tiling few_32[] = {{32, 32, 2, 1, 0}, {16, 32, 1, 1, 0}, {64, 32, 4, 1, 0}, {0}};
-/* Where their tiles are, too. */
-static const cuda_tiling split_any[] = {{64, 64, 4, 1, 0}, {64, 64, 4, 2, 0}, {0}};
-enum { FEW_QUERIES = 16, ONE_TILE = 64, FEW_TILES = 128, MANY_KEYS = 4 * LEAST_SPLIT_KEYS, SPLIT_BLOCKS = 512 };
-
-static const cuda_tiling backward_16[] = {{32, 128, 4, 2, 32},
-                                          {64, 128, 8, 2, 32},
-                                          {64, 64, 8, 2, 32},
-                                          {64, 64, 8, 1, 32},
-                                          {64, 128, 8, 1, 32},
-                                          {32, 64, 2, 2, 32},
-                                          {32, 128, 4, 1, 32},
-                                          {64, 64, 4, 1, 32},
-                                          {64, 64, 4, 2, 16},
-                                          {64, 64, 4, 1, 16},
-                                          {32, 64, 4, 2, 32},
-                                          {64, 64, 8, 2, 16},
-                                          {64, 64, 8, 1, 16},
-                                          {32, 64, 8, 1, 16},
-                                          {32, 32, 4, 2, 16},
-                                          {32, 32, 4, 1, 16},
-                                          {16, 32, 4, 1, 16},
-                                          {16, 16, 2, 1, 16},
-                                          {0}};
-static const cuda_tiling backward_32[] = {{64, 128, 8, 1, 32},
-                                          {32, 64, 4, 1, 32},
-                                          {32, 128, 8, 2, 32},
-                                          {32, 128, 8, 1, 16},
-                                          {32, 64, 8, 1, 16},
-                                          {32, 64, 4, 1, 16},
-                                          {32, 32, 8, 1, 16},
-                                          {32, 32, 4, 1, 16},
-                                          {16, 64, 4, 2, 16},
-                                          {16, 32, 4, 1, 16},
-                                          {16, 32, 2, 1, 16},
-                                          {16, 16, 2, 1, 16},
-                                          {0}};
-
-static int append(const fa_problem *problem, const cuda_tiling *list, int split_blocks, int direct, fa_config *configs,
-                  int count) {
-  for (; list->block_m; list++)
-    write_config(problem,
-                 (cuda_config){list->block_m, list->block_n, list->num_warps, list->num_stages, list->warp_keys,
-                               split_blocks, direct},
-                 &configs[count++]);
-  return count;
-}
-
-/* `shape` is what the tuner rounds calls to: 16, 64, 256, 512, ... queries, few heads or about as many as SMs. */
-static int forward_candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
-  const bool parts = problem->dtype == FA_FP32;
-  const cuda_tiling *usual = parts ? forward_32 : forward_16, *few = parts ? few_32 : few_16;
-  if (!shape)
-    return append(problem, split_any, SPLIT_BLOCKS, 0, configs,
-                  append(problem, few, SPLIT_BLOCKS, parts, configs, append(problem, usual, 0, 0, configs, 0)));
-  const bool many_keys = seen_keys(problem, shape) >= MANY_KEYS;
-  int count = 0;
-  if (shape->seqlen_q <= FEW_QUERIES || (shape->seqlen_q <= ONE_TILE && many_keys))
-    count = append(problem, few, SPLIT_BLOCKS, parts, configs, count);
-  if (shape->batch * shape->heads_q * ceil_div64(shape->seqlen_q, ONE_TILE) <= FEW_TILES && many_keys)
-    count = append(problem, split_any, SPLIT_BLOCKS, 0, configs, count);
-  return append(problem, usual, 0, 0, configs, count);
-}
-
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
-  if (problem->op == FA_FORWARD)
-    return forward_candidates(problem, shape, configs);
-  return append(problem, problem->dtype == FA_FP32 ? backward_32 : backward_16, 0, 0, configs, 0);
+  cuda_config list[FA_MAX_CANDIDATES];
+  const int count = fa_cuda_candidates(problem, shape, list);
+  for (int i = 0; i < count; i++)
+    write_config(problem, list[i], &configs[i]);
+  return count;
 }
 
 enum { SPLIT_THREADS = 256, BEGIN_THREADS = 256, END_THREADS = 256 };
