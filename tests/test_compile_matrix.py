@@ -236,6 +236,15 @@ def test_deterministic_backward(head_dim: int) -> None:
     check(("backward", "bf16", head_dim, causal, "sm_90", "", True) for causal in (False, True))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "architecture", "at_once"), [("fp32", "sm_90", 1), ("fp32", "sm_120", 0), ("bf16", "sm_90", 0)]
+)
+def test_functions_of_a_kernel_are_compiled_at_once(dtype: str, architecture: str, at_once: int) -> None:
+    """First calls wait for less; from sm_100 on the code would be worse, and a single function gains nothing."""
+    compiled = _native.compile_kernel(_native.problem("forward", dtype, 8, 8, False, f"cuda:{architecture}"), "")
+    assert compiled.command.count("--split-compile") == at_once
+
+
 @pytest.mark.parametrize(("minor", "vectors", "scalars"), [(0, 0, 4), (1, 1, 0)])
 def test_vector_reduction_needs_cuda_12_1(minor: int, vectors: int, scalars: int) -> None:
     """An older NVRTC's assembler does not know red.v4.f32: dQ's four neighbours are added one by one there."""

@@ -95,9 +95,9 @@ static __device__ __forceinline__ void store_row(char *tile, const float (&x)[CH
 
 /* BLOCK_N rows, of which the first `rows` are there, with one scale. Returns what undoes it. Warps take rows in turn,
  * and keep them in registers until the largest magnitude is known. */
-template <int HEAD, int WIDTH, int CHUNKS, int MOST>
+template <int HEAD, int WIDTH, int CHUNKS>
 static __device__ __forceinline__ float split_keys(char *tile, const float *from, const struct fa_tensor &tensor,
-                                                   int rows, u32 *largest_of_warp)
+                                                   int rows, int most, u32 *largest_of_warp)
 {
   constexpr int WARPS = SPLIT_THREADS / 32, OWN = (BLOCK_N + WARPS - 1) / WARPS;
   int warp = threadIdx.x / 32;
@@ -117,7 +117,7 @@ static __device__ __forceinline__ float split_keys(char *tile, const float *from
 #pragma unroll
   for (int i = 0; i < WARPS; i++)
     largest = max(largest, largest_of_warp[i]);
-  int k = scale_exponent(largest, MOST);
+  int k = scale_exponent(largest, most);
 #pragma unroll
   for (int i = 0; i < OWN; i++)
     if (BLOCK_N % WARPS == 0 || i * WARPS + warp < BLOCK_N)
@@ -133,7 +133,7 @@ static __device__ __forceinline__ void split_queries(char *tile, float *factors,
 {
   bool pairs = has_pairs(params.query);
   float sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
-#pragma unroll 4
+#pragma unroll 2
   for (int row = threadIdx.x / 32; row < BLOCK_M; row += SPLIT_THREADS / 32) {
     float x[CHUNKS_QK][2];
     load_row<HEAD_DIM, 64>(x, from + row * params.query.stride_row, params.query, row < rows, pairs);
@@ -181,13 +181,16 @@ split_operands(const __grid_constant__ struct fa_params params)
 //% end
   const struct fa_tensor &tensor = is_value ? params.value : params.key;
   const float *from = (const float *)tensor.data + head_offset(tensor, w.batch, w.kv_head, first);
+  /* K and V share the code where their dims and chunks are alike: to compile it twice takes 0.2 s. */
+  constexpr bool ALIKE = HEAD_DIM == HEAD_DIM_V && WIDTH_V == 64;
   float factor;
-  if (is_value)
-    factor = split_keys<HEAD_DIM_V, WIDTH_V, CHUNKS_V, MOST_OF_VALUES>(
-        to.values + (long long)block * VALUE_BYTES, from, tensor, rows, largest);
+  if (ALIKE || !is_value)
+    factor = split_keys<HEAD_DIM, 64, CHUNKS_QK>(
+        is_value ? to.values + (long long)block * VALUE_BYTES : to.keys + (long long)block * KEY_BYTES, from, tensor,
+        rows, is_value ? MOST_OF_VALUES : MOST_OF_SCORES, largest);
   else
-    factor = split_keys<HEAD_DIM, 64, CHUNKS_QK, MOST_OF_SCORES>(
-        to.keys + (long long)block * KEY_BYTES, from, tensor, rows, largest);
+    factor = split_keys<HEAD_DIM_V, WIDTH_V, CHUNKS_V>(to.values + (long long)block * VALUE_BYTES, from, tensor, rows,
+                                                       MOST_OF_VALUES, largest);
   if (threadIdx.x == 0)
     (is_value ? to.key_factors[block].y : to.key_factors[block].x) = factor;
 }
