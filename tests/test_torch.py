@@ -379,6 +379,51 @@ def test_profiler_and_dispatch_modes_see_the_operator(qkv):
     assert "flash_attention::forward" in {event.name for event in profile.events()}
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_overrides_see_the_operator(qkv, requires_grad):
+    """A subclass of Tensor and a mode that intercept functions get the operator, and may change its result; the short
+    way of plain tensors asks nobody. Gradients are the same, and a subclass that comes as a gradient is asked, too."""
+    seen = []
+
+    class Intercepting(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    name = "flash_attention._forward_lse.default" if requires_grad else "flash_attention.forward.default"
+    plain = [tensor.clone().requires_grad_(requires_grad) for tensor in qkv]
+    expected = flash_attention(*plain)
+    with Mode():
+        output = flash_attention(*plain)
+    assert seen[-1] == name
+    assert torch.equal(output, expected)
+    seen.clear()
+    subclass = [tensor.detach().as_subclass(Intercepting).requires_grad_(requires_grad) for tensor in qkv]
+    for position in range(3):
+        arguments = [*plain]
+        arguments[position] = subclass[position]
+        output = flash_attention(*arguments)
+        assert type(output) is Intercepting
+        assert seen[-1] == name
+        if requires_grad:
+            gradients = [
+                torch.autograd.grad(result.sum(), inputs)
+                for result, inputs in ((output, arguments), (flash_attention(*plain), plain))
+            ]
+            assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    if requires_grad:
+        grad_output = torch.ones_like(expected).as_subclass(Intercepting)
+        (grad_query,) = torch.autograd.grad(expected, plain[:1], grad_output)
+        assert type(grad_query) is Intercepting
+        assert "flash_attention._backward.default" in seen
+
+
 def test_deterministic_algorithms_can_be_asked_for_in_c():
     """torch_cuda.c reads the switch through two functions that are not part of the stable ABI."""
     library = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD)

@@ -12,7 +12,8 @@ from flash_attention.autograd import eager_attention
 from flash_attention.shapes import fold
 
 # The fast path below is most of what a small call costs, so it looks nothing up twice.
-_forward = operators.forward._op
+_call_forward = operators.call_forward
+_has_torch_function = operators.has_torch_function
 _is_compiling = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
@@ -92,7 +93,8 @@ def flash_attention(
                 if not _is_any_autocast_enabled() and not _are_transforms_active():
                     return eager_attention(query, key, value, (softmax_scale, is_causal, enable_gqa))
             elif _forward_ad._current_level < 0:
-                return _forward(query, key, value, softmax_scale, is_causal, enable_gqa)
+                forward = operators.forward if _has_torch_function(query, key, value) else _call_forward
+                return forward(query, key, value, softmax_scale, is_causal, enable_gqa)
         refusal = None
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
@@ -112,7 +114,8 @@ def _attend(
         return operators.forward_lse(query, key, value, scale, is_causal, enable_gqa)[0]
     if _is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return eager_attention(query, key, value, (scale, is_causal, enable_gqa))
-    return _forward(query, key, value, scale, is_causal, enable_gqa)
+    forward = operators.forward if _has_torch_function(query, key, value) else _call_forward
+    return forward(query, key, value, scale, is_causal, enable_gqa)
 
 
 def _attend_any(
