@@ -47,14 +47,8 @@ enum {
   KEY_TILE = PARTS * BLOCK_N * DIM_QK,
   VALUE_TILE = PARTS * BLOCK_N * DIM_V,
   SCORE_TILE = PARTS * BLOCK_N * BLOCK_M,
-  /* dQ of a block of queries is spread over the warps: DQ_ROWS tiles of 16 queries and DQ_UNITS of 16 columns each. */
-  DQ_ROWS = BLOCK_M % 32 == 0 && WARPS > 1 ? 2 : 1,
-  DQ_ROW_WARPS = BLOCK_M / (16 * DQ_ROWS) < WARPS ? BLOCK_M / (16 * DQ_ROWS) : WARPS,
-  DQ_COLUMN_WARPS = WARPS / DQ_ROW_WARPS,
-  DQ_UNITS = (DIM_QK / 16 + DQ_COLUMN_WARPS - 1) / DQ_COLUMN_WARPS,
 };
-static_assert(WARPS == GROUPS * D_SPLITS && BLOCK_M % (16 * DQ_ROWS * DQ_ROW_WARPS) == 0 &&
-              WARPS % DQ_ROW_WARPS == 0 && M_PART % 8 == 0, "the generator lets only such configs through");
+static_assert(WARPS == GROUPS * D_SPLITS && M_PART % 8 == 0, "the generator lets only such configs through");
 
 //% include "cuda/ptx.h"
 //% include "cuda/tile.h"
@@ -71,6 +65,7 @@ typedef half_bits element;
 //% include "cuda/backward_begin.h"
 //% include "cuda/backward_end.h"
 //% include "cuda/fragment.h"
+//% include "cuda/backward_warps.h"
 //% include "cuda/backward_work.h"
 //% include "cuda/backward_weights.h"
 //% include "cuda/backward_scores.h"

@@ -73,8 +73,15 @@ static __device__ __forceinline__ void share_scores(struct scores (&s)[KEY_TILES
       }
 }
 
+/* Of the two tiles of 8 columns of a unit, those with columns of a tensor, where the unit is known while compiling. */
+template <int HEAD, bool KNOWN>
+static __device__ __forceinline__ constexpr int tiles_of_unit(int unit)
+{
+  return KNOWN && 16 * unit + 8 >= HEAD ? 1 : 2;
+}
+
 /* gradient += left^T (WARP_KEYS x BLOCK_M queries) times rows (BLOCK_M x DIM), times factor; left is weights or d_scores. */
-template <int UNITS, int DIM, bool WEIGHTS>
+template <int UNITS, int DIM, int HEAD, bool WEIGHTS>
 static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES][2 * UNITS][4],
                                                     struct scores (&s)[KEY_TILES], const struct tiles &tiles,
                                                     const half_bits *rows, float factor)
@@ -110,7 +117,7 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES]
 #pragma unroll
       for (int t = 0; t < KEY_TILES; t++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
+        for (int half = 0; half < tiles_of_unit<HEAD, D_SPLITS == 1>(unit); half++)
 //% if split
           multiply(sum[t][half], a[t][k], b, half);
 //% else
@@ -134,23 +141,23 @@ static __device__ __forceinline__ void add_grad_value(float (&gradient)[KEY_TILE
                                                       struct scores (&s)[KEY_TILES], const struct tiles &tiles,
                                                       int stage)
 {
-  add_gradient<UNITS_V, DIM_V, true>(gradient, s, tiles, tiles.grad_outputs + stage * GRAD_TILE,
+  add_gradient<UNITS_V, DIM_V, HEAD_DIM_V, true>(gradient, s, tiles, tiles.grad_outputs + stage * GRAD_TILE,
 //% if split
-                                     tiles.grad_factors[stage] * WEIGHT_UNIT);
+                                                 tiles.grad_factors[stage] * WEIGHT_UNIT);
 //% else
-                                     1.0f);
+                                                 1.0f);
 //% end
 }
 
 static __device__ __forceinline__ void add_grad_key(float (&gradient)[KEY_TILES][2 * UNITS_QK][4],
                                                     struct scores (&s)[KEY_TILES], const struct tiles &tiles, int stage)
 {
-  add_gradient<UNITS_QK, DIM_QK, false>(gradient, s, tiles, tiles.queries + stage * QUERY_TILE,
+  add_gradient<UNITS_QK, DIM_QK, HEAD_DIM, false>(gradient, s, tiles, tiles.queries + stage * QUERY_TILE,
 //% if split
-                                        tiles.query_factors[stage] *
-                                            tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
+                                                  tiles.query_factors[stage] *
+                                                      tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
 //% else
-                                        1.0f);
+                                                  1.0f);
 //% end
 }
 
@@ -159,7 +166,9 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
                                                       const struct cursor &c)
 {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int first_row_tile = warp % DQ_ROW_WARPS * DQ_ROWS, first_unit = warp / DQ_ROW_WARPS * DQ_UNITS;
+  int first_row_tile = warp % DQ_ROW_WARPS * DQ_ROWS, column_warp = warp / DQ_ROW_WARPS;
+  int first_unit = dq_units_before(column_warp, DQ_COLUMN_WARPS);
+  int units = dq_units_before(column_warp + 1, DQ_COLUMN_WARPS) - first_unit;
   float *sums = c.at.grad_query + (long long)c.block * (BLOCK_M * DIM_QK);
 //% if ordered
   int *turns = c.at.turns + c.block * WARPS + warp;
@@ -181,7 +190,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
 //% end
 #pragma unroll
       for (int unit = 0; unit < DQ_UNITS; unit++) {
-        if (DQ_UNITS * DQ_COLUMN_WARPS * 16 != DIM_QK && first_unit + unit >= DIM_QK / 16)
+        if (!DQ_EVEN && unit >= units)
           break;
 //% if split
         __syncwarp(); /* as above */
@@ -190,7 +199,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
 #pragma unroll
         for (int m = 0; m < DQ_ROWS; m++)
 #pragma unroll
-          for (int half = 0; half < 2; half++) {
+          for (int half = 0; half < tiles_of_unit<HEAD_DIM, DQ_COLUMN_WARPS == 1>(unit); half++) {
 //% if split
             float sum[4] = {};
             multiply(sum, a[m], b, half);
@@ -217,7 +226,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
     for (int m = 0; m < DQ_ROWS; m++)
 #pragma unroll
       for (int n = 0; n < 2 * DQ_UNITS; n++) {
-        if (DQ_UNITS * DQ_COLUMN_WARPS * 16 != DIM_QK && first_unit * 2 + n >= DIM_QK / 8)
+        if (!DQ_EVEN && n >= 2 * units)
           break;
         float *sum = sums + dq_offset(row + m, first_unit * 2 + n, lane);
         const float(&x)[4] = gradient[m][n];
