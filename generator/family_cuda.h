@@ -13,8 +13,8 @@ typedef struct cuda_config {
   int num_warps;  /* each has block_m / num_warps rows of queries (forward), or warp_keys keys with others (backward) */
   int num_stages; /* tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward) */
   int warp_keys;  /* 16 or 32 (backward) */
-  int split_blocks; /* where blocks of threads would be fewer, up to so many work on parts of the keys; 0: never */
-  int direct; /* 1: blocks of threads split K and V of fp32 themselves, as they read them; 0: a first phase does */
+  int split_blocks; /* where blocks would be fewer, up to so many share the keys (forward); 0: never */
+  int direct;       /* 1: blocks of threads split K and V of fp32 as they read them; 0: a first phase does */
 } cuda_config;
 
 enum { LEAST_SPLIT_KEYS = 256 }; /* of a part of the keys, so that a block of threads is worth it */

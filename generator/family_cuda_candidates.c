@@ -40,25 +40,11 @@ static const cuda_tiling few_32[] = {{32, 32, 2, 1, 0}, {16, 32, 1, 1, 0}, {64, 
 static const cuda_tiling split_any[] = {{64, 64, 4, 1, 0}, {64, 64, 4, 2, 0}, {0}};
 enum { FEW_QUERIES = 16, ONE_TILE = 64, FEW_TILES = 128, MANY_KEYS = 4 * LEAST_SPLIT_KEYS, SPLIT_BLOCKS = 512 };
 
-static const cuda_tiling backward_16[] = {{32, 128, 4, 2, 32},
-                                          {64, 128, 8, 2, 32},
-                                          {64, 64, 8, 2, 32},
-                                          {64, 64, 8, 1, 32},
-                                          {64, 128, 8, 1, 32},
-                                          {32, 64, 2, 2, 32},
-                                          {32, 128, 4, 1, 32},
-                                          {64, 64, 4, 1, 32},
-                                          {64, 64, 4, 2, 16},
-                                          {64, 64, 4, 1, 16},
-                                          {32, 64, 4, 2, 32},
-                                          {64, 64, 8, 2, 16},
-                                          {64, 64, 8, 1, 16},
-                                          {32, 64, 8, 1, 16},
-                                          {32, 32, 4, 2, 16},
-                                          {32, 32, 4, 1, 16},
-                                          {16, 32, 4, 1, 16},
-                                          {16, 16, 2, 1, 16},
-                                          {0}};
+static const cuda_tiling backward_16[] = {
+    {32, 128, 4, 2, 32}, {64, 128, 8, 2, 32}, {64, 64, 8, 2, 32}, {64, 64, 8, 1, 32}, {64, 128, 8, 1, 32},
+    {32, 64, 2, 2, 32},  {32, 128, 4, 1, 32}, {64, 64, 4, 2, 32}, {64, 64, 4, 1, 32}, {64, 64, 4, 2, 16},
+    {64, 64, 4, 1, 16},  {32, 64, 4, 2, 32},  {64, 64, 8, 2, 16}, {64, 64, 8, 1, 16}, {32, 64, 8, 1, 16},
+    {32, 32, 4, 2, 16},  {32, 32, 4, 1, 16},  {16, 32, 4, 1, 16}, {16, 16, 2, 1, 16}, {0}};
 static const cuda_tiling backward_32[] = {{64, 128, 8, 1, 32},
                                           {32, 64, 4, 1, 32},
                                           {32, 128, 8, 2, 32},
@@ -72,6 +58,9 @@ static const cuda_tiling backward_32[] = {{64, 128, 8, 1, 32},
                                           {16, 32, 2, 1, 16},
                                           {16, 16, 2, 1, 16},
                                           {0}};
+
+/* At most FEW_QUERIES: a tile of them is as narrow as it can be, and leaves room for several blocks of threads. */
+static const cuda_tiling few_backward_16[] = {{16, 64, 4, 1, 16}, {16, 64, 4, 1, 32}, {16, 32, 2, 1, 32}, {0}};
 
 static int append(const cuda_tiling *from, int split_blocks, int direct, cuda_config *list, int count) {
   for (; from->block_m; from++)
@@ -99,8 +88,15 @@ static int forward_candidates(const fa_problem *problem, const fa_shape *shape, 
   return append(usual, 0, 0, list, count);
 }
 
+static int backward_candidates(const fa_problem *problem, const fa_shape *shape, cuda_config *list) {
+  if (problem->dtype == FA_FP32)
+    return append(backward_32, 0, 0, list, 0);
+  if (!shape)
+    return append(few_backward_16, 0, 0, list, append(backward_16, 0, 0, list, 0));
+  const int few = shape->seqlen_q <= FEW_QUERIES ? append(few_backward_16, 0, 0, list, 0) : 0;
+  return append(backward_16, 0, 0, list, few);
+}
+
 int fa_cuda_candidates(const fa_problem *problem, const fa_shape *shape, cuda_config list[FA_MAX_CANDIDATES]) {
-  if (problem->op == FA_FORWARD)
-    return forward_candidates(problem, shape, list);
-  return append(problem->dtype == FA_FP32 ? backward_32 : backward_16, 0, 0, list, 0);
+  return (problem->op == FA_FORWARD ? forward_candidates : backward_candidates)(problem, shape, list);
 }
