@@ -35,7 +35,7 @@ static bool find_functions(fa_nvrtc *made, void *library, char *message) {
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
     void *function = dlsym(library, names[i]);
     if (!function) {
-      fa_fail(FA_NO_COMPILER, message, "%s has no %s: NVRTC of CUDA 11.4 or newer is needed", made->path, names[i]);
+      fa_fail(FA_NO_COMPILER, message, "%s has no %s: NVRTC of CUDA 11.7 or newer is needed", made->path, names[i]);
       return false;
     }
     memcpy((char *)made + i * sizeof(void *), &function, sizeof function);

@@ -72,11 +72,12 @@ const fa_ready *fa_find_loaded(const fa_device *device, const char *kernel_hex) 
   return found;
 }
 
-/* `b` as a call has it. The kernel may be more precise than the call asks for. Its target is the call's: families add
- * the products of a score in different orders in fp32, and backward must do it as forward did. */
+/* `b` as a call has it. The kernel may be more precise than the call asks for, and repeat its bits where that is not
+ * asked for. Its target is the call's: families add the products of a score in different orders in fp32, and backward
+ * must do it as forward did. */
 static bool same_problem(const fa_problem *a, const fa_problem *b) {
   return a->op == b->op && a->dtype == b->dtype && a->precision <= b->precision && a->head_dim == b->head_dim &&
-         a->head_dim_v == b->head_dim_v && a->is_causal == b->is_causal && a->deterministic == b->deterministic &&
+         a->head_dim_v == b->head_dim_v && a->is_causal == b->is_causal && a->deterministic >= b->deterministic &&
          strcmp(a->target, b->target) == 0;
 }
 

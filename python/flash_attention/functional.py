@@ -114,8 +114,7 @@ def _attend(
         return operators.forward_lse(query, key, value, scale, is_causal, enable_gqa)[0]
     if _is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return eager_attention(query, key, value, (scale, is_causal, enable_gqa))
-    forward = operators.forward if _has_torch_function(query, key, value) else _call_forward
-    return forward(query, key, value, scale, is_causal, enable_gqa)
+    return operators.forward(query, key, value, scale, is_causal, enable_gqa)
 
 
 def _attend_any(

@@ -28,7 +28,6 @@ _ops = torch.ops.flash_attention
 forward = _ops.forward.default
 forward_lse = _ops.forward_lse.default
 backward = _ops.backward.default
-
 raw_forward_lse = _ops._forward_lse.default
 raw_backward = _ops._backward.default
 

@@ -253,6 +253,29 @@ static void in_child_reduced_precision(void *unused) {
   CHECK_NUMBER(fa_execute(&self.call, fa_default_host(), message), FA_FAILED);
 }
 
+/* What a capture takes: a kernel that repeats its bits also where that is not asked for, never the other way round. */
+static void in_child_deterministic_in_capture(void *unused) {
+  (void)unused;
+  static const fa_device device;
+  const fa_loaded loaded = {0};
+  const char hex[33] = "";
+  const fa_ready *ready = NULL;
+  char message[FA_MESSAGE_SIZE] = "";
+  fa_problem problem = {.op = FA_BACKWARD, .dtype = FA_BF16, .head_dim = 64, .head_dim_v = 64, .target = "cuda:sm_90a"};
+  static fa_config configs[FA_MAX_CANDIDATES];
+  for (int deterministic = 0; deterministic <= 1; deterministic++) {
+    problem.deterministic = deterministic;
+    problem.head_dim = problem.head_dim_v = 64 + 8 * deterministic; /* the first kernel is not the second's */
+    CHECKF(fa_candidates(&problem, NULL, configs, message, sizeof message) > 0, "%s", message);
+    CHECKF(fa_make_ready(&device, &problem, &configs[0], hex, &loaded, &ready, message) == FA_OK, "%s", message);
+    fa_problem other = problem;
+    other.deterministic = !deterministic;
+    CHECK(fa_find_loaded_for(&device, &problem) == ready);
+    CHECK(fa_find_loaded_for(&device, &other) == (deterministic ? ready : NULL));
+  }
+}
+static void test_deterministic_in_capture(void) { IN_CHILD(in_child_deterministic_in_capture, NULL); }
+
 static void test_precision(void) { IN_CHILD(in_child_precision, NULL); }
 static void test_precision_of_calls(void) {
   help_new_cache("precision");
@@ -293,6 +316,7 @@ int main(void) {
     check_skip("test_cuda_dispatch", "there is no NVRTC here");
   }
   RUN(test_deterministic);
+  RUN(test_deterministic_in_capture);
   RUN(test_precision);
   RUN(test_empty);
   help_end();
