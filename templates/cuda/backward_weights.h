@@ -25,10 +25,10 @@ static __device__ __forceinline__ void mask_scores(struct scores &s, const struc
       int query = first_query + n * 8 + e % 2; /* one behind the last sees nothing, though it would in its place */
       hidden = hidden || key > query || query >= w.seqlen_q;
 //% end
-      if (WEIGHTS && hidden)
-        s.weights[n][e] = 0;
-      if (D_SCORES && hidden)
-        s.d_scores[n][e] = 0;
+      if constexpr (WEIGHTS)
+        s.weights[n][e] = hidden ? 0 : s.weights[n][e];
+      if constexpr (D_SCORES)
+        s.d_scores[n][e] = hidden ? 0 : s.d_scores[n][e];
     }
 }
 

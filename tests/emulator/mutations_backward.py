@@ -132,9 +132,9 @@ MUTATIONS = [
     _mutation("a sum of weights that is NaN taken for that of no keys", INFINITE,
               "1 / lse[2 * row + 1]", "(lse[2 * row + 1] > 0 ? 1 / lse[2 * row + 1] : 0.0f)"),
     _mutation("hidden weights multiplied by 0", INFINITE,
-              "s.weights[n][e] = 0;", "s.weights[n][e] *= 0;"),
+              "s.weights[n][e] = hidden ? 0 :", "s.weights[n][e] = hidden ? 0 * s.weights[n][e] :"),
     _mutation("hidden d_scores multiplied by 0", INFINITE,
-              "s.d_scores[n][e] = 0;", "s.d_scores[n][e] *= 0;"),
+              "s.d_scores[n][e] = hidden ? 0 :", "s.d_scores[n][e] = hidden ? 0 * s.d_scores[n][e] :"),
     # --- gradients
     _mutation("d_scores not transposed for dQ", CAUSAL,
               "load_fragment_trans(a[m], at_column", "load_fragment(a[m], at_column"),

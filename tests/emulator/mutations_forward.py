@@ -159,7 +159,7 @@ MUTATIONS = [
     _mutation("causal: a block of the diagonal not masked", CAUSAL,
               "end > rows.first / 16 * 16 + 1;", "end > rows.first / 16 * 16 + 17;"),
     _mutation("mask of the odd columns moved", FULL,
-              "if (8 * n + e > last_key)", "if (8 * n > last_key)"),
+              "8 * n + e > last_key ?", "8 * n > last_key ?"),
     # --- softmax
     _mutation("softmax scale forgotten", FULL,
               "fabs(params.softmax_scale) * 1.4426950408889634", "1.4426950408889634"),

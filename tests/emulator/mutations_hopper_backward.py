@@ -179,7 +179,7 @@ MUTATIONS = [
     _mutation("weights not masked", CAUSAL,
               "hide_keys(weights, rows, first_key, w.seqlen_k);", ";"),
     _mutation("hidden d_scores multiplied by 0", INFINITE,
-              "values[n][2 * h + e] = 0;", "values[n][2 * h + e] *= 0;"),
+              "n * 8 + e > last ? 0 :", "n * 8 + e > last ? 0 * values[n][2 * h + e] :"),
     # --- scores to the other warpgroups
     _mutation("scores not fenced", ONE_STEP,
               "fence_async_shared();", ";", within="share_scores"),

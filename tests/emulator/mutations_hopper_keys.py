@@ -140,7 +140,7 @@ MUTATIONS = [
     _mutation("dK and dV: weights of later steps not masked", CAUSAL_WIDE,
               "mask_step<true, false>(scores, next, w);", ";"),
     _mutation("dK and dV: hidden weights multiplied by 0", INFINITE,
-              "s.weights[n][e] = 0;", "s.weights[n][e] *= 0;"),
+              "s.weights[n][e] = hidden ? 0 :", "s.weights[n][e] = hidden ? 0 * s.weights[n][e] :"),
     # --- steps and results
     _mutation("dK and dV: last step left out", LONG,
               "while (step.number + 1 < w.num_steps)", "while (step.number + 2 < w.num_steps)"),

@@ -86,7 +86,7 @@ MUTATIONS = [
     _mutation("last partial block not masked", ONE_KEY,
               "first_hidden = w.seqlen_k;", "first_hidden = w.seqlen_k + BLOCK_N;"),
     _mutation("hidden d_scores multiplied by 0", INFINITE,
-              "values[n][2 * h + e] = 0;", "values[n][2 * h + e] *= 0;", within="hide_keys"),
+              "n * 8 + e > last ? 0 :", "n * 8 + e > last ? 0 * values[n][2 * h + e] :", within="hide_keys"),
     _mutation("K of the next block for dQ", LONG,
               "last_keys.stage * KEY_BYTES", "keys.stage * KEY_BYTES"),
     _mutation("scale of dQ forgotten", SHORT,
