@@ -88,19 +88,27 @@ static int count_d_splits(cuda_config c) { return c.num_warps * c.warp_keys / c.
 
 static int backward_shared(const fa_problem *problem, cuda_config c) {
   tiles t = tiles_of(problem);
-  int groups = c.block_n / c.warp_keys, score_tiles = count_d_splits(c) > 1 ? 2 : 1;
+  /* With three stages of queries, scores have two: see backward.cu. */
+  int score_stages = c.num_stages > 2 ? 2 : 1, groups = score_stages * c.block_n / c.warp_keys;
+  int score_tiles = score_stages * (count_d_splits(c) > 1 ? 2 : 1);
   int elements = (c.block_n + c.num_stages * c.block_m) * (t.dim_qk + t.dim_v) + score_tiles * c.block_n * c.block_m;
   int factors = problem->dtype == FA_FP32 ? 2 * c.num_stages + groups + c.num_warps : 0;
   return c.num_stages * c.block_m * 16 + elements * t.parts * 2 + round_up(factors * 4, 16);
 }
 
+/* Tiles of 8 columns of a gradient that a warp sums. Two warps share columns evenly; more than two share pairs of
+ * tiles. */
+static int count_column_tiles(int head_dim, int d_splits) {
+  const int tiles = ceil_div(head_dim, 8), pairs = ceil_div(tiles, 2);
+  return d_splits < 2 ? tiles : d_splits == 2 ? pairs : 2 * ceil_div(pairs, d_splits); /* of forward: not used */
+}
+
 /* Of dK and dV, of weights and of d_scores; the last two also as left operands, in fp32 in two parts, for which those
  * of 16 keys leave room. */
 static int backward_accumulators(const fa_problem *problem, cuda_config c) {
-  tiles t = tiles_of(problem);
-  int splits = count_d_splits(c), units = ceil_div(t.dim_qk / 16, splits) + ceil_div(t.dim_v / 16, splits);
-  int key_tiles = c.warp_keys / 16, scores = c.block_m / splits;
-  return key_tiles * (8 * units + scores) + (key_tiles - 1) * (t.parts - 1) * scores;
+  const int splits = count_d_splits(c), key_tiles = c.warp_keys / 16, scores = c.block_m / splits;
+  const int columns = count_column_tiles(problem->head_dim, splits) + count_column_tiles(problem->head_dim_v, splits);
+  return key_tiles * (4 * columns + scores) + (key_tiles - 1) * (tiles_of(problem).parts - 1) * scores;
 }
 
 static int shared_bytes(const fa_problem *problem, cuda_config c) {
@@ -294,6 +302,8 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "combine_threads", COMBINE_THREADS) |
          fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
+         fa_constants_offer_int(constants, "tiles_qk", count_column_tiles(problem->head_dim, count_d_splits(c))) |
+         fa_constants_offer_int(constants, "tiles_v", count_column_tiles(problem->head_dim_v, count_d_splits(c))) |
          fa_constants_offer_int(constants, "warp_keys", c.warp_keys) |
          fa_constants_offer_int(constants, "direct", c.direct) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |

@@ -16,6 +16,12 @@
  * Products are three of fp16 (split.h); every product of 16 (scores) or BLOCK_M (dK, dV) terms is added in fp32.
 //% end
  *
+ * A step is a block of queries: its scores, a barrier, its gradients.
+//% if num_stages > 2
+ * Only one: scores of the next step go to other tiles than this step's, and its queries have come before the barrier.
+ * So warps with less to do in one half of a step are ahead in the other, and while some exponentiate, others multiply.
+//% end
+ *
  * A call runs: begin_queries (statistics and delta of each row, see backward_begin.h),
 //% if dtype == "fp32"
  * split_keys (K and V as fp16 parts),
@@ -39,14 +45,16 @@ enum {
   GROUPS = BLOCK_N / WARP_KEYS,
   D_SPLITS = WARPS / GROUPS,
   M_PART = BLOCK_M / D_SPLITS, /* queries whose scores a warp computes */
-  UNITS_QK = (DIM_QK / 16 + D_SPLITS - 1) / D_SPLITS, /* 16 columns each: of dK, of a warp */
-  UNITS_V = (DIM_V / 16 + D_SPLITS - 1) / D_SPLITS,
+  TILES_QK = ${tiles_qk}, /* of 8 columns of dK, of a warp */
+  TILES_V = ${tiles_v},
   PARTS = ${1 + split},
   QUERY_TILE = PARTS * BLOCK_M * DIM_QK, /* elements in shared memory */
   GRAD_TILE = PARTS * BLOCK_M * DIM_V,
   KEY_TILE = PARTS * BLOCK_N * DIM_QK,
   VALUE_TILE = PARTS * BLOCK_N * DIM_V,
   SCORE_TILE = PARTS * BLOCK_N * BLOCK_M,
+  SCORE_TILES = ${min(d_splits, 2)}, /* d_scores, and weights where warps exchange them */
+  SCORE_STAGES = ${1 + (num_stages > 2)}, /* sets of them in shared memory */
 };
 static_assert(WARPS == GROUPS * D_SPLITS && M_PART % 8 == 0, "the generator lets only such configs through");
 
@@ -82,7 +90,7 @@ backward(const __grid_constant__ struct fa_params params)
   clear_shared(shared, ${shared_bytes});
   __syncthreads();
 //% end
-  float grad_key[KEY_TILES][2 * UNITS_QK][4] = {}, grad_value[KEY_TILES][2 * UNITS_V][4] = {};
+  float grad_key[KEY_TILES][TILES_QK][4] = {}, grad_value[KEY_TILES][TILES_V][4] = {};
   struct cursor now = begin_steps(params, w), next = now;
   if (w.num_steps > 0)
     load_key_values(tiles, params, w);
@@ -94,6 +102,10 @@ backward(const __grid_constant__ struct fa_params params)
     }
     copy_commit();
   }
+//% if num_stages > 2
+  copy_wait<STAGES - 2>();
+  __syncthreads();
+//% end
   for (int step = 0; step < w.num_steps; step++) {
 //% if num_stages == 1
     __syncthreads(); /* every warp is past the tiles */
@@ -101,10 +113,10 @@ backward(const __grid_constant__ struct fa_params params)
     copy_commit();
     copy_wait<0>();
     __syncthreads();
-//% else
-    copy_wait<STAGES - 2>();
+//% elif num_stages == 2
+    copy_wait<0>();
     __syncthreads(); /* every warp is past the tiles of the last step */
-    if (step + STAGES - 1 < w.num_steps) {
+    if (step + 1 < w.num_steps) {
       load_queries(tiles, params, w, next);
       advance(next, params, w);
     }
@@ -113,7 +125,17 @@ backward(const __grid_constant__ struct fa_params params)
     struct scores scores[KEY_TILES];
     compute_scores(scores, tiles, params, w, now);
     share_scores(scores, tiles);
+//% if num_stages > 2
+    copy_wait<STAGES - 3>();
+//% end
     __syncthreads();
+//% if num_stages > 2
+    if (step + STAGES - 1 < w.num_steps) { /* every warp is past the tiles of the last step */
+      load_queries(tiles, params, w, next);
+      advance(next, params, w);
+    }
+    copy_commit();
+//% end
     if (params.grad_value.data)
       add_grad_value(grad_value, scores, tiles, now.stage);
     if (params.grad_key.data)
@@ -121,16 +143,19 @@ backward(const __grid_constant__ struct fa_params params)
     if (params.grad_query.data)
       add_grad_query(tiles, w, now);
     advance(now, params, w);
+//% if num_stages > 2
+    use_other_scores(tiles, step);
+//% end
   }
   int part = threadIdx.x / 32 % D_SPLITS;
 #pragma unroll
   for (int t = 0; t < KEY_TILES; t++) {
     int first_key = w.first_key + threadIdx.x / 32 / D_SPLITS * WARP_KEYS + t * 16;
     if (params.grad_key.data)
-      store_gradient<2 * UNITS_QK, HEAD_DIM>(params.grad_key, w.batch, w.kv_head, first_key, w.seqlen_k,
-                                             part * UNITS_QK * 2, grad_key[t], (float)params.softmax_scale);
+      store_gradient<TILES_QK, HEAD_DIM>(params.grad_key, w.batch, w.kv_head, first_key, w.seqlen_k, part * TILES_QK,
+                                         grad_key[t], (float)params.softmax_scale);
     if (params.grad_value.data)
-      store_gradient<2 * UNITS_V, HEAD_DIM_V>(params.grad_value, w.batch, w.kv_head, first_key, w.seqlen_k,
-                                              part * UNITS_V * 2, grad_value[t], 1.0f);
+      store_gradient<TILES_V, HEAD_DIM_V>(params.grad_value, w.batch, w.kv_head, first_key, w.seqlen_k, part * TILES_V,
+                                          grad_value[t], 1.0f);
   }
 }

@@ -6,7 +6,7 @@ enum { END_THREADS = ${end_threads} };
 /* A block of threads for BLOCK_M queries, 16 rows and 32 columns of a warp at a time. */
 extern "C" __global__ void __launch_bounds__(END_THREADS) end_queries(const __grid_constant__ struct fa_params params)
 {
-  constexpr int TILES = DIM_QK / 8, GROUPS_OF_4 = ceil_div(TILES, 4);
+  constexpr int TILES = ceil_div(HEAD_DIM, 8), GROUPS_OF_4 = ceil_div(TILES, 4);
   int per_head = query_blocks(params), index = blockIdx.x / per_head, block = blockIdx.x % per_head;
   int batch = index / (int)params.heads_q, head = index % (int)params.heads_q;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -73,21 +73,18 @@ static __device__ __forceinline__ void share_scores(struct scores (&s)[KEY_TILES
       }
 }
 
-/* Of the two tiles of 8 columns of a unit, those with columns of a tensor, where the unit is known while compiling. */
-template <int HEAD, bool KNOWN>
-static __device__ __forceinline__ constexpr int tiles_of_unit(int unit)
-{
-  return KNOWN && 16 * unit + 8 >= HEAD ? 1 : 2;
-}
-
-/* gradient += left^T (WARP_KEYS x BLOCK_M queries) times rows (BLOCK_M x DIM), times factor; left is weights or d_scores. */
-template <int UNITS, int DIM, int HEAD, bool WEIGHTS>
-static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES][2 * UNITS][4],
+/* gradient += left^T (WARP_KEYS x BLOCK_M queries) times a warp's TILES x 8 columns of rows (BLOCK_M x DIM), times factor;
+ * left is weights or d_scores. Where TILES is odd, the last 8 columns are read of two blocks of 16 rows at once. */
+template <int TILES, int DIM, bool WEIGHTS>
+static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES][TILES][4],
                                                     struct scores (&s)[KEY_TILES], const struct tiles &tiles,
                                                     const half_bits *rows, float factor)
 {
-  int lane = threadIdx.x % 32, first_unit = threadIdx.x / 32 % D_SPLITS * UNITS;
-  struct fragment a[KEY_TILES][BLOCK_M / 16];
+  /* Two warps can begin at an odd tile, and then pieces change places in pairs (tile.h: DIM is no multiple of 32). */
+  constexpr bool ODD_START = D_SPLITS > 1 && TILES % 2 == 1;
+  static_assert(!ODD_START || group_pieces<DIM>() == 2, "what is 16 columns further is 32 bytes further");
+  int lane = threadIdx.x % 32, first = threadIdx.x / 32 % D_SPLITS * TILES * 8;
+  struct fragment a[KEY_TILES][BLOCK_M / 16], b;
 //% if d_splits > 1
   u32 a_at = shared_address((WEIGHTS ? tiles.weights : tiles.d_scores) +
                             threadIdx.x / 32 / D_SPLITS * WARP_KEYS * BLOCK_M + lane_a<BLOCK_M>(lane));
@@ -101,10 +98,11 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES]
 //% else
       set_fragment(a[t][k], products<WEIGHTS>(s[t])[2 * k], products<WEIGHTS>(s[t])[2 * k + 1]);
 //% end
-  u32 b_at = shared_address(rows + lane_a<DIM>(lane));
+  u32 b_at = shared_address(rows + (ODD_START ? tile_index<DIM>(lane & 15, first + (lane >> 4) * 8) : lane_a<DIM>(lane)));
+  u32 last_at = shared_address(rows + tile_index<DIM>(lane % (BLOCK_M < 32 ? 16 : 32), first + (TILES - 1) * 8));
 #pragma unroll
-  for (int unit = 0; unit < UNITS; unit++) {
-    if (UNITS * D_SPLITS * 16 != DIM && first_unit + unit >= DIM / 16)
+  for (int n = 0; n < TILES; n += 2) {
+    if (TILES * D_SPLITS * 8 > DIM && first + n * 8 >= DIM)
       break;
 //% if split
     __syncwarp(); /* keeps the loads of later columns where they are: there are no registers for them */
@@ -112,36 +110,39 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES]
 //% end
 #pragma unroll
     for (int k = 0; k < BLOCK_M / 16; k++) {
-      struct fragment b;
-      load_fragment_trans(b, at_column<DIM>(b_at, (first_unit + unit) * 16) + k * 16 * DIM * 2, BLOCK_M * DIM);
+      const bool is_last = n + 1 == TILES;
+      if (!is_last)
+        load_fragment_trans(b, at_column<DIM>(b_at, (ODD_START ? 0 : first) + n * 8) + k * 16 * DIM * 2, BLOCK_M * DIM);
+      else if (k % 2 == 0)
+        load_fragment_trans(b, last_at + k * 16 * DIM * 2, BLOCK_M * DIM);
 #pragma unroll
       for (int t = 0; t < KEY_TILES; t++)
 #pragma unroll
-        for (int half = 0; half < tiles_of_unit<HEAD, D_SPLITS == 1>(unit); half++)
+        for (int half = 0; half < 2 && n + half < TILES; half++)
 //% if split
-          multiply(sum[t][half], a[t][k], b, half);
+          multiply(sum[t][half], a[t][k], b, is_last ? k % 2 : half);
 //% else
-          multiply(gradient[t][2 * unit + half], a[t][k], b, half);
+          multiply(gradient[t][n + half], a[t][k], b, is_last ? k % 2 : half);
 //% end
     }
 //% if split
 #pragma unroll
     for (int t = 0; t < KEY_TILES; t++)
 #pragma unroll
-      for (int half = 0; half < 2; half++)
+      for (int half = 0; half < 2 && n + half < TILES; half++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-          gradient[t][2 * unit + half][e] += sum[t][half][e] * factor;
+          gradient[t][n + half][e] += sum[t][half][e] * factor;
 //% end
   }
   (void)s, (void)tiles, (void)factor;
 }
 
-static __device__ __forceinline__ void add_grad_value(float (&gradient)[KEY_TILES][2 * UNITS_V][4],
+static __device__ __forceinline__ void add_grad_value(float (&gradient)[KEY_TILES][TILES_V][4],
                                                       struct scores (&s)[KEY_TILES], const struct tiles &tiles,
                                                       int stage)
 {
-  add_gradient<UNITS_V, DIM_V, HEAD_DIM_V, true>(gradient, s, tiles, tiles.grad_outputs + stage * GRAD_TILE,
+  add_gradient<TILES_V, DIM_V, true>(gradient, s, tiles, tiles.grad_outputs + stage * GRAD_TILE,
 //% if split
                                                  tiles.grad_factors[stage] * WEIGHT_UNIT);
 //% else
@@ -149,16 +150,22 @@ static __device__ __forceinline__ void add_grad_value(float (&gradient)[KEY_TILE
 //% end
 }
 
-static __device__ __forceinline__ void add_grad_key(float (&gradient)[KEY_TILES][2 * UNITS_QK][4],
+static __device__ __forceinline__ void add_grad_key(float (&gradient)[KEY_TILES][TILES_QK][4],
                                                     struct scores (&s)[KEY_TILES], const struct tiles &tiles, int stage)
 {
-  add_gradient<UNITS_QK, DIM_QK, HEAD_DIM, false>(gradient, s, tiles, tiles.queries + stage * QUERY_TILE,
+  add_gradient<TILES_QK, DIM_QK, false>(gradient, s, tiles, tiles.queries + stage * QUERY_TILE,
 //% if split
                                                   tiles.query_factors[stage] *
                                                       tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
 //% else
                                                   1.0f);
 //% end
+}
+
+/* Of the two tiles of 8 columns of a unit of dQ, those with columns of a tensor, where one warp has all units. */
+static __device__ __forceinline__ constexpr int tiles_of_unit(int unit)
+{
+  return DQ_COLUMN_WARPS == 1 && 16 * unit + 8 >= HEAD_DIM ? 1 : 2;
 }
 
 /* dQ of a step, summed in the workspace. */
@@ -199,7 +206,7 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
 #pragma unroll
         for (int m = 0; m < DQ_ROWS; m++)
 #pragma unroll
-          for (int half = 0; half < tiles_of_unit<HEAD_DIM, DQ_COLUMN_WARPS == 1>(unit); half++) {
+          for (int half = 0; half < tiles_of_unit(unit); half++) {
 //% if split
             float sum[4] = {};
             multiply(sum, a[m], b, half);
@@ -228,6 +235,8 @@ static __device__ __forceinline__ void add_grad_query(const struct tiles &tiles,
       for (int n = 0; n < 2 * DQ_UNITS; n++) {
         if (!DQ_EVEN && n >= 2 * units)
           break;
+        if (n % 2 >= tiles_of_unit(n / 2) || (DIM_QK - HEAD_DIM >= 8 && (2 * first_unit + n) * 8 >= HEAD_DIM))
+          continue; /* no columns of the tensor */
         float *sum = sums + dq_offset(row + m, first_unit * 2 + n, lane);
         const float(&x)[4] = gradient[m][n];
 //% if ordered

@@ -2,9 +2,9 @@
 struct tiles {
   half_bits *keys, *values;          /* of the block, all along */
   half_bits *queries, *grad_outputs; /* STAGES each */
-  half_bits *d_scores;               /* (key, query) */
+  half_bits *d_scores;               /* (key, query), of a step */
 //% if d_splits > 1
-  half_bits *weights; /* (key, query) */
+  half_bits *weights; /* (key, query), of a step */
 //% end
   struct row_stats *stats; /* STAGES times BLOCK_M */
 //% if dtype == "fp32"
@@ -27,13 +27,29 @@ static __device__ __forceinline__ struct tiles lay_out(unsigned char *shared)
   t.weights = t.d_scores + SCORE_TILE;
 //% end
 //% if dtype == "fp32"
-  t.query_factors = (float *)(t.d_scores + ${min(d_splits, 2)} * SCORE_TILE);
+  t.query_factors = (float *)(t.d_scores + SCORE_STAGES * SCORE_TILES * SCORE_TILE);
   t.grad_factors = t.query_factors + STAGES;
   t.d_score_factors = t.grad_factors + STAGES;
-  t.largest = (u32 *)(t.d_score_factors + GROUPS);
+  t.largest = (u32 *)(t.d_score_factors + SCORE_STAGES * GROUPS);
 //% end
   return t;
 }
+
+//% if num_stages > 2
+/* After a step: the next one's scores go elsewhere. */
+static __device__ __forceinline__ void use_other_scores(struct tiles &tiles, int step)
+{
+  int other = step % 2 ? -1 : 1;
+  tiles.d_scores += other * SCORE_TILES * SCORE_TILE;
+//%   if d_splits > 1
+  tiles.weights += other * SCORE_TILES * SCORE_TILE;
+//%   end
+//%   if dtype == "fp32"
+  tiles.d_score_factors += other * GROUPS;
+//%   end
+}
+
+//% end
 
 static __device__ __forceinline__ void load_key_values(const struct tiles &tiles, const struct fa_params &params,
                                                        const struct work &w)
@@ -81,7 +97,7 @@ static __device__ __forceinline__ void load_queries(const struct tiles &tiles, c
 }
 
 /* rows (WARP_KEYS x DIM) times columns^T (M_PART x DIM), to weights or to d_scores. */
-template <int DIM, bool WEIGHTS>
+template <int HEAD, int DIM, bool WEIGHTS>
 static __device__ __forceinline__ void multiply_rows(struct scores (&s)[KEY_TILES], const half_bits *rows,
                                                      const half_bits *columns)
 {
@@ -93,11 +109,13 @@ static __device__ __forceinline__ void multiply_rows(struct scores (&s)[KEY_TILE
   for (int i = 0; i < KEY_TILES * M_PART / 8 * 4; i++)
     products<WEIGHTS>(s[i / 4 / (M_PART / 8)])[i / 4 % (M_PART / 8)][i % 4] = 0;
 //% if dtype == "fp32"
+  constexpr int WHOLE = DIM;
 #pragma unroll 2
 //% else
+  constexpr int WHOLE = DIM - HEAD >= 8 ? DIM - 16 : DIM;
 #pragma unroll
 //% end
-  for (int k = 0; k < DIM; k += 16) {
+  for (int k = 0; k < WHOLE; k += 16) {
     struct fragment a[KEY_TILES], b;
 #pragma unroll
     for (int t = 0; t < KEY_TILES; t++)
@@ -121,6 +139,21 @@ static __device__ __forceinline__ void multiply_rows(struct scores (&s)[KEY_TILE
         }
     }
   }
+//% if dtype != "fp32"
+  if constexpr (WHOLE < DIM) { /* 8 columns are left: two tiles of keys, and four of queries, in one load each */
+    u32 a[4], b[4];
+    ldmatrix_x4(a, shared_address(rows + tile_index<DIM>(lane % WARP_KEYS, WHOLE)));
+    b_at = shared_address(columns + tile_index<DIM>(lane % (M_PART < 32 ? M_PART : 32), WHOLE));
+#pragma unroll
+    for (int n = 0; n < M_PART / 8; n++) {
+      if (n % 4 == 0)
+        ldmatrix_x4(b, b_at + n * 8 * DIM * 2);
+#pragma unroll
+      for (int t = 0; t < KEY_TILES; t++)
+        mma_m16n8k8(products<WEIGHTS>(s[t])[n], a[2 * t], a[2 * t + 1], b[n % 4]);
+    }
+  }
+//% end
 }
 
 //% if sums_like_hopper
@@ -172,9 +205,9 @@ static __device__ __forceinline__ void compute_scores(struct scores (&s)[KEY_TIL
 //% if sums_like_hopper
   multiply_like_hopper(s, keys, queries);
 //% else
-  multiply_rows<DIM_QK, true>(s, keys, queries);
+  multiply_rows<HEAD_DIM, DIM_QK, true>(s, keys, queries);
 //% end
-  multiply_rows<DIM_V, false>(s, tiles.values + group * WARP_KEYS * DIM_V,
+  multiply_rows<HEAD_DIM_V, DIM_V, false>(s, tiles.values + group * WARP_KEYS * DIM_V,
                               tiles.grad_outputs + stage * GRAD_TILE + first_query * DIM_V);
   weigh<true, true>(s, tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2, w, params
 //% if dtype == "fp32"

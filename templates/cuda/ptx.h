@@ -63,6 +63,20 @@ static __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const u32 (&a
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* The same with half of the terms: a is 16x8, b is 8x8. Lane (g, t) holds pairs of a at (g, 2t), (g + 8, 2t), of b at
+ * (2t, g). */
+static __device__ __forceinline__ void mma_m16n8k8(float (&c)[4], u32 a0, u32 a1, u32 b)
+{
+//% if mma_type == "bf16"
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+//% else
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+//% end
+               "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(b));
+}
+
 /* Copy BYTES (4, 8 or 16) from global to shared memory, both aligned to that; zeros where `valid` is false, and then
  * nothing is read. Done when copy_wait says so. 16 bytes pass by the first-level cache. */
 template <int BYTES>

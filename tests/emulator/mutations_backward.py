@@ -36,9 +36,17 @@ INFINITE = call(
 MANY_KEYS = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=141, heads_q=1, config=BROAD_BLOCKS)
 MANY_KEYS_CAUSAL = replace(MANY_KEYS, case=replace(MANY_KEYS.case, causal=True))
 MANY_KEYS_32 = replace(MANY_KEYS, case=replace(MANY_KEYS.case, dtype="fp32"))
+# Each warp has its own keys, and all columns: an odd number of tiles of 8.
+MANY_QUERIES = call(
+    "backward", "fp16", 40, seqlen_q=70, heads_q=1, config=LONG_BLOCKS.replace("block_n=32", "block_n=64")
+)
 # Columns of dQ, 48 a warp.
 THREE_UNITS = call("backward", "fp16", 96, seqlen_q=40, heads_q=1, config=FEW_WARPS)
 INFINITE_32 = replace(INFINITE, case=replace(INFINITE.case, dtype="fp32"))
+# Four steps, so that three stages go round.
+ONE_BARRIER = call(
+    "backward", "fp16", 40, seqlen_q=130, heads_q=1, config=SMALL_BLOCKS.replace("num_stages=2", "num_stages=3")
+)
 TURNS = Repeated(ORDERED.case, (0, 1, 2))
 ONE_BY_ONE = Call(ORDERED.case, (2,))  # one block at a time
 
@@ -96,13 +104,13 @@ MUTATIONS = [
               "row * params.output.stride_row", "(int)(row * params.output.stride_row)"),
     # --- copies and barriers
     _mutation("Q's tile not waited for", CAUSAL,
-              "copy_wait<STAGES - 2>();", ";"),
+              "copy_wait<0>();", ";"),
     _mutation("Q's tile: one group too many under way", CAUSAL,
-              "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
+              "copy_wait<0>();", "copy_wait<1>();"),
     _mutation("no barrier before the tiles are used", CAUSAL,
               "__syncthreads(); /* every warp is past", "; /* every warp is past"),
     _mutation("no barrier before d_scores are used", CAUSAL,
-              "share_scores(scores, tiles);\n    __syncthreads();", "share_scores(scores, tiles);"),
+              "__syncthreads();\n", ";\n", within="backward", times=2, only=2),
     _mutation("fp32: no barrier for the largest d_score", FP32,
               "__syncthreads();", ";", within="share_scores"),
     # --- weights and d_scores
@@ -139,7 +147,31 @@ MUTATIONS = [
     _mutation("d_scores not transposed for dQ", CAUSAL,
               "load_fragment_trans(a[m], at_column", "load_fragment(a[m], at_column"),
     _mutation("dV from d_scores", TALL,
-              "add_gradient<UNITS_V, DIM_V, HEAD_DIM_V, true>", "add_gradient<UNITS_V, DIM_V, HEAD_DIM_V, false>"),
+              "add_gradient<TILES_V, DIM_V, true>", "add_gradient<TILES_V, DIM_V, false>"),
+    _mutation("an odd number of tiles: the last 8 columns always from the first rows", MANY_QUERIES,
+              "last_at + k * 16 * DIM * 2", "last_at"),
+    _mutation("an odd number of tiles: the last 8 columns of other rows", TALL,
+              "b, is_last ? k % 2 : half", "b, half"),
+    _mutation("two warps share an odd number of tiles: the second begins at an even one", CAUSAL,
+              "(ODD_START ? 0 : first) + n * 8", "(ODD_START ? first / 16 * 16 : first) + n * 8"),
+    _mutation("dQ: a tile with columns of the tensor left out", CAUSAL,
+              "(2 * first_unit + n) * 8 >= HEAD_DIM)", "(2 * first_unit + n) * 8 >= HEAD_DIM - 8)"),
+    _mutation("dQ: the tile of the last columns left out at the end", ODD_DIM,
+              "ceil_div(HEAD_DIM, 8), GROUPS_OF_4", "HEAD_DIM / 8, GROUPS_OF_4"),
+    _mutation("the last 8 columns not multiplied", CAUSAL,
+              "if constexpr (WHOLE < DIM)", "if constexpr (false)"),
+    _mutation("the last 8 columns: the second 16 keys multiplied as the first", MANY_KEYS,
+              "a[2 * t], a[2 * t + 1], b[n % 4]", "a[0], a[1], b[n % 4]"),
+    _mutation("the last 8 columns: queries of the second pair of tiles as the first", MANY_QUERIES,
+              "b[n % 4]);", "b[n % 2]);"),
+    _mutation("one barrier a step: its scores go over those of the step before", ONE_BARRIER,
+              "int other = step % 2 ? -1 : 1;", "int other = 0;"),
+    _mutation("one barrier a step: the next step's queries not waited for", ONE_BARRIER,
+              "copy_wait<STAGES - 3>();", "copy_wait<STAGES - 2>();"),
+    _mutation("one barrier a step: the first step's queries not waited for", ONE_BARRIER,
+              "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
+    _mutation("one barrier a step: queries loaded where those of the step are", ONE_BARRIER,
+              "c.stage + 1 < STAGES ?", "c.stage + 2 < STAGES ?"),
     _mutation("eight columns too many are taken for zeros", TALL,
               "16 * unit + 8 >= HEAD", "16 * unit + 24 >= HEAD"),
     _mutation("dQ's units begin as if they were spread evenly", CAUSAL,

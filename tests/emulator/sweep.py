@@ -130,7 +130,7 @@ def _at_borders(case: Case) -> Iterator[Case]:
         yield from _splits_at_borders(case, sizes)
         return
     lengths: tuple[tuple[int, int], ...] = ((m + 1, 2 * n + 1), (2 * m - 1, n - 1), (m, n), (1, n + 3))
-    if case.op == "backward" and case.target in HOPPER:  # rings of tiles of queries go round
+    if case.op == "backward" and (case.target in HOPPER or sizes["num_stages"] > 2):  # rings of queries go round
         lengths = ((2 * m * sizes["num_stages"] + 1, n - 1), *lengths)
     for place, (sq, sk) in enumerate(lengths if case.head_dim < 128 else lengths[:2]):
         one = replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)

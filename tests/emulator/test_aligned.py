@@ -39,6 +39,7 @@ OF_A_WARP = {
     "ldmatrix": ("ldmatrix_x4(a, row)", "ldmatrix_x4(b, row)"),
     "stmatrix": ("stmatrix_x4(row, a)", "stmatrix_x4(row, b)"),
     "mma": ("mma_m16n8k16(d, a, 1, 2)", "mma_m16n8k16(d, b, 2, 3)"),
+    "mma of 8 terms": ("mma_m16n8k8(d, 1, 2, 3)", "mma_m16n8k8(d, 3, 2, 1)"),
     "__syncthreads": ("__syncthreads()", "__syncthreads()"),
     "a named barrier": ("named_barrier_wait(1, 128)", "named_barrier_wait(1, 128)"),
     "wgmma_fence": ("wgmma_fence()", "wgmma_fence()"),

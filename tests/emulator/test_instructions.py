@@ -59,6 +59,34 @@ extern "C" __global__ void kernel(const u32 *in_a, const u32 *in_b, const float 
         np.testing.assert_array_equal(out[:, i], expected[GROUP + (0 if i < 2 else 8), THREAD * 2 + (i & 1)])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_mma_fragments_of_8_terms(dtype: str) -> None:
+    """Figures "MMA .m16n8k8 fragment layout" of the PTX ISA, for A, B and C."""
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
+    a_bits, b_bits = bits(a, dtype), bits(b, dtype)
+    column = THREAD * 2
+    a_words = np.stack([words(a_bits[row, column], a_bits[row, column + 1]) for row in (GROUP, GROUP + 8)], 1)
+    b_words = words(b_bits[column, GROUP], b_bits[column + 1, GROUP])
+    c_in = np.stack([c[GROUP + (0 if i < 2 else 8), column + (i & 1)] for i in range(4)], 1)
+    out = np.zeros((32, 4), np.float32)
+    run(
+        """
+extern "C" __global__ void kernel(const u32 *in_a, const u32 *in_b, const float *in_c, float *out_c) {
+  float c[4];
+  for (int i = 0; i < 4; i++)
+    c[i] = in_c[threadIdx.x * 4 + i];
+  mma_m16n8k8(c, in_a[threadIdx.x * 2], in_a[threadIdx.x * 2 + 1], in_b[threadIdx.x]);
+  for (int i = 0; i < 4; i++)
+    out_c[threadIdx.x * 4 + i] = c[i];
+}""",
+        a_words, b_words, np.ascontiguousarray(c_in), out, dtype=dtype,
+    )  # fmt: skip
+    expected = a @ b + c
+    for i in range(4):
+        np.testing.assert_array_equal(out[:, i], expected[GROUP + (0 if i < 2 else 8), column + (i & 1)])
+
+
 @pytest.mark.parametrize("trans", [False, True])
 def test_ldmatrix(trans: bool) -> None:
     """Lane 8 i + r points at row r of matrix i; a lane gets two neighbours of a row, or of a column."""

@@ -33,6 +33,7 @@ void emu_touch_atomic(const void *address, int bytes);
 void emu_atomic_changed();
 void emu_ldmatrix(unsigned *r, unsigned address, int count, int trans);
 void emu_mma_m16n8k16(float *c, const unsigned *a, unsigned b0, unsigned b1, int type);
+void emu_mma_m16n8k8(float *c, unsigned a0, unsigned a1, unsigned b, int type);
 void emu_copy_async(unsigned shared, const void *global, int bytes, int valid);
 void emu_copy_commit();
 void emu_copy_wait(int pending);

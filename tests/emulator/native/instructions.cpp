@@ -129,6 +129,14 @@ extern "C" void emu_mma_m16n8k16(float *c, const u32 *a, u32 b0, u32 b1, int typ
   meet_aligned("mma", &kind, &m, EMU_PC, multiply);
 }
 
+/* Terms that are not there are zeros: they change no sum. */
+extern "C" void emu_mma_m16n8k8(float *c, u32 a0, u32 a1, u32 b, int type) {
+  static const char kind = 0;
+  const u32 a[4] = {a0, a1, 0, 0};
+  Multiply m = {c, a, {b, 0}, type, EMU_PC};
+  meet_aligned("mma of 8 terms", &kind, &m, EMU_PC, multiply);
+}
+
 /* --- shuffles and votes ------------------------------------------------------------------------------------------ */
 
 struct Exchange {

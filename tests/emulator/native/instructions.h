@@ -19,6 +19,11 @@ static __forceinline__ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], 
   emu_mma_m16n8k16(c, a, b0, b1, EMU_TYPE);
 }
 #endif
+#ifdef EMU_HAS_mma_m16n8k8
+static __forceinline__ void mma_m16n8k8(float (&c)[4], unsigned a0, unsigned a1, unsigned b) {
+  emu_mma_m16n8k8(c, a0, a1, b, EMU_TYPE);
+}
+#endif
 #ifdef EMU_HAS_copy_async
 template <int BYTES> static __forceinline__ void copy_async(unsigned shared, const void *global, bool valid) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
