@@ -18,8 +18,11 @@
  *
  * A step is a block of queries: its scores, a barrier, its gradients.
 //% if num_stages > 2
- * Only one: scores of the next step go to other tiles than this step's, and its queries have come before the barrier.
+ * No other: scores of the next step go to other tiles than this step's, and its queries have come before the barrier.
  * So warps with less to do in one half of a step are ahead in the other, and while some exponentiate, others multiply.
+//%   if dtype == "fp32" && d_splits > 1
+ * (fp32 has one more among the scores, where warps that share keys look for their largest.)
+//%   end
 //% end
  *
  * A call runs: begin_queries (statistics and delta of each row, see backward_begin.h),

@@ -74,7 +74,8 @@ static __device__ __forceinline__ void share_scores(struct scores (&s)[KEY_TILES
 }
 
 /* gradient += left^T (WARP_KEYS x BLOCK_M queries) times a warp's TILES x 8 columns of rows (BLOCK_M x DIM), times factor;
- * left is weights or d_scores. Where TILES is odd, the last 8 columns are read of two blocks of 16 rows at once. */
+ * left is weights or d_scores. Where TILES is odd, the last 8 columns are read of two blocks of 16 rows at once, if
+ * BLOCK_M has such. */
 template <int TILES, int DIM, bool WEIGHTS>
 static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES][TILES][4],
                                                     struct scores (&s)[KEY_TILES], const struct tiles &tiles,
@@ -82,6 +83,7 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES]
 {
   /* Two warps can begin at an odd tile, and then pieces change places in pairs (tile.h: DIM is no multiple of 32). */
   constexpr bool ODD_START = D_SPLITS > 1 && TILES % 2 == 1;
+  constexpr int LAST_ROWS = BLOCK_M % 32 == 0 ? 32 : 16;
   static_assert(!ODD_START || group_pieces<DIM>() == 2, "what is 16 columns further is 32 bytes further");
   int lane = threadIdx.x % 32, first = threadIdx.x / 32 % D_SPLITS * TILES * 8;
   struct fragment a[KEY_TILES][BLOCK_M / 16], b;
@@ -99,7 +101,7 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES]
       set_fragment(a[t][k], products<WEIGHTS>(s[t])[2 * k], products<WEIGHTS>(s[t])[2 * k + 1]);
 //% end
   u32 b_at = shared_address(rows + (ODD_START ? tile_index<DIM>(lane & 15, first + (lane >> 4) * 8) : lane_a<DIM>(lane)));
-  u32 last_at = shared_address(rows + tile_index<DIM>(lane % (BLOCK_M < 32 ? 16 : 32), first + (TILES - 1) * 8));
+  u32 last_at = shared_address(rows + tile_index<DIM>(lane % LAST_ROWS, first + (TILES - 1) * 8));
 #pragma unroll
   for (int n = 0; n < TILES; n += 2) {
     if (TILES * D_SPLITS * 8 > DIM && first + n * 8 >= DIM)
@@ -113,16 +115,16 @@ static __device__ __forceinline__ void add_gradient(float (&gradient)[KEY_TILES]
       const bool is_last = n + 1 == TILES;
       if (!is_last)
         load_fragment_trans(b, at_column<DIM>(b_at, (ODD_START ? 0 : first) + n * 8) + k * 16 * DIM * 2, BLOCK_M * DIM);
-      else if (k % 2 == 0)
+      else if (k * 16 % LAST_ROWS == 0)
         load_fragment_trans(b, last_at + k * 16 * DIM * 2, BLOCK_M * DIM);
 #pragma unroll
       for (int t = 0; t < KEY_TILES; t++)
 #pragma unroll
         for (int half = 0; half < 2 && n + half < TILES; half++)
 //% if split
-          multiply(sum[t][half], a[t][k], b, is_last ? k % 2 : half);
+          multiply(sum[t][half], a[t][k], b, is_last ? k % (LAST_ROWS / 16) : half);
 //% else
-          multiply(gradient[t][n + half], a[t][k], b, is_last ? k % 2 : half);
+          multiply(gradient[t][n + half], a[t][k], b, is_last ? k % (LAST_ROWS / 16) : half);
 //% end
     }
 //% if split

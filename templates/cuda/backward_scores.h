@@ -140,17 +140,18 @@ static __device__ __forceinline__ void multiply_rows(struct scores (&s)[KEY_TILE
     }
   }
 //% if dtype != "fp32"
-  if constexpr (WHOLE < DIM) { /* 8 columns are left: two tiles of keys, and four of queries, in one load each */
+  if constexpr (WHOLE < DIM) { /* 8 columns are left: both tiles of keys, and four of queries, in one load each */
+    constexpr int ROWS = M_PART % 32 == 0 ? 32 : M_PART % 16 == 0 ? 16 : 8; /* of queries, that a load finds */
     u32 a[4], b[4];
     ldmatrix_x4(a, shared_address(rows + tile_index<DIM>(lane % WARP_KEYS, WHOLE)));
-    b_at = shared_address(columns + tile_index<DIM>(lane % (M_PART < 32 ? M_PART : 32), WHOLE));
+    b_at = shared_address(columns + tile_index<DIM>(lane % ROWS, WHOLE));
 #pragma unroll
     for (int n = 0; n < M_PART / 8; n++) {
-      if (n % 4 == 0)
+      if (n % (ROWS / 8) == 0)
         ldmatrix_x4(b, b_at + n * 8 * DIM * 2);
 #pragma unroll
       for (int t = 0; t < KEY_TILES; t++)
-        mma_m16n8k8(products<WEIGHTS>(s[t])[n], a[2 * t], a[2 * t + 1], b[n % 4]);
+        mma_m16n8k8(products<WEIGHTS>(s[t])[n], a[2 * t], a[2 * t + 1], b[n % (ROWS / 8)]);
     }
   }
 //% end

@@ -91,9 +91,19 @@ def test_parts_weigh_right_where_scores_become_large(larger: slice) -> None:
         assert ((output - expected).abs() < 2e-3 * expected).all()
 
 
+@pytest.mark.parametrize("head_dim", [72, 104])  # an odd number of tiles of 8 columns
+@pytest.mark.parametrize("block_m", [48, 80])
+def test_tiles_of_queries_that_32_does_not_divide(block_m: int, head_dim: int) -> None:
+    """Where ldmatrix reads 32 rows at once it reads none behind the tile."""
+    config = f"block_m={block_m},block_n=16,num_warps=1,num_stages=1,warp_keys=16"
+    case = Case("backward", head_dim=head_dim, heads_q=1, seqlen_q=100, seqlen_k=20, target="cuda:sm_90", config=config)
+    emulate(replace(case, settings=SETTINGS))
+
+
 SMALL = "block_m={},block_n=32,num_warps=4,num_stages=2"
 FORWARD = Case(head_dim=40, seqlen_q=130, heads_q=1, causal=True, config=SMALL.format(64))
 BACKWARD = Case("backward", head_dim=40, seqlen_q=100, causal=True, deterministic=True, config=SMALL.format(32))
+ONE_BARRIER = replace(BACKWARD, seqlen_q=130, config=SMALL.format(32).replace("num_stages=2", "num_stages=3"))
 MEETINGS = r"__syncthreads\(\);|__syncwarp\(\);|copy_wait<[^>]*>\(\);|copy_commit\(\);"
 # Functions that these cases do not call: queries are negated where the scale is negative.
 UNUSED = ("negate_queries",)
@@ -109,7 +119,7 @@ def mutations(source: str) -> Iterator[tuple[str, str]]:
             yield f"{match[0]} at {match.start()}, behind {place[1]}:{place[0]}", f"{before};{source[match.end() :]}"
 
 
-@pytest.mark.parametrize("case", [FORWARD, BACKWARD], ids=lambda case: case.op)
+@pytest.mark.parametrize("case", [FORWARD, BACKWARD, ONE_BARRIER], ids=["forward", "backward", "one barrier"])
 def test_missing_meetings_are_found(case: Case) -> None:
     """Without any one barrier, wait or commit the emulator complains, though most runs would not show it."""
     changed = dict(mutations(attention.source(case.filled(), case.op)))
