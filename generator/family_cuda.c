@@ -215,8 +215,10 @@ static int check_backward(const fa_problem *problem, cuda_config c, char *messag
              c.block_m);
     return -1;
   }
-  /* fp32 has two parts of each operand beside them; then columns that a tile has and a tensor has not. */
-  const int most = problem->dtype != FA_FP32 ? 208 : has_tails(problem) && c.warp_keys == 32 ? 144 : 176;
+  /* fp32 has two parts of each operand beside them; then columns that a tile has and a tensor has not. At 16 bits those
+   * cost addresses, too: at d 72, four warps with keys of their own spilled 28 bytes, two warps 16. */
+  const int most_16 = has_tails(problem) && c.num_warps > 2 && count_d_splits(c) == 1 ? 200 : 208;
+  const int most = problem->dtype != FA_FP32 ? most_16 : has_tails(problem) && c.warp_keys == 32 ? 144 : 176;
   if (backward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",

@@ -19,7 +19,11 @@ DTYPES = ["fp32", "fp16", "bf16"]
 OPS = ["forward", "backward"]
 HEAD_DIMS = [1, 8, 33, 64, 80, 96, 128, 160, 192, 256]
 # With columns that tiles have and tensors have not, at every number of registers for sums; and a mask.
-RAGGED = {"fp32": [(50, True), (145, True), (212, False)], "fp16": [(50, True), (212, True)], "bf16": [(100, False)]}
+RAGGED = {
+    "fp32": [(50, True), (145, True), (212, False)],
+    "fp16": [(50, True), (212, True)],
+    "bf16": [(72, True), (100, False), (136, True)],
+}
 MAIN = ["sm_80", "sm_90"]
 HOPPER = "sm_90a"  # families of its own: 16 bits, head dims that are multiples of 8; forward in fp32, either precision
 OTHERS = ["sm_86", "sm_89", "sm_100", "sm_120", "sm_121"]
