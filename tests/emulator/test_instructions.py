@@ -23,68 +23,46 @@ def words(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return low.astype(np.uint32) | high.astype(np.uint32) << 16
 
 
+@pytest.mark.parametrize(("terms", "operands"), [(16, "a, b[0], b[1]"), (8, "a[0], a[1], b[0]")])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_mma_fragments(dtype: str) -> None:
-    """Figures "MMA .m16n8k16 fragment layout" of the PTX ISA, for A, B and C."""
+def test_mma_fragments(dtype: str, terms: int, operands: str) -> None:
+    """Figures "MMA .m16n8k16 fragment layout" and "MMA .m16n8k8 fragment layout" of the PTX ISA, for A, B and C."""
     rng = np.random.default_rng(0)
-    a, b, c = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((16, 16), (16, 8), (16, 8)))
+    a, b, c = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((16, terms), (terms, 8), (16, 8)))
     a_bits, b_bits = bits(a, dtype), bits(b, dtype)
 
-    def a_element(i: int) -> np.ndarray:
-        row = GROUP + (0 if i in (0, 1, 4, 5) else 8)
-        return a_bits[row, THREAD * 2 + (i & 1) + (8 if i >= 4 else 0)]
+    def a_word(i: int) -> np.ndarray:
+        row, column = GROUP + i % 2 * 8, THREAD * 2 + i // 2 * 8
+        return words(a_bits[row, column], a_bits[row, column + 1])
 
-    def b_element(i: int) -> np.ndarray:
-        return b_bits[THREAD * 2 + (i & 1) + (8 if i >= 2 else 0), GROUP]
+    def b_word(i: int) -> np.ndarray:
+        row = THREAD * 2 + i * 8
+        return words(b_bits[row, GROUP], b_bits[row + 1, GROUP])
 
-    a_words = np.stack([words(a_element(2 * i), a_element(2 * i + 1)) for i in range(4)], 1)
-    b_words = np.stack([words(b_element(2 * i), b_element(2 * i + 1)) for i in range(2)], 1)
+    a_words = np.stack([a_word(i) for i in range(terms // 4)], 1)
+    b_words = np.stack([b_word(i) for i in range(terms // 8)], 1)
     c_in = np.stack([c[GROUP + (0 if i < 2 else 8), THREAD * 2 + (i & 1)] for i in range(4)], 1)
     out = np.zeros((32, 4), np.float32)
     run(
-        """
-extern "C" __global__ void kernel(const u32 *in_a, const u32 *in_b, const float *in_c, float *out_c) {
-  u32 a[4];
+        f"""
+extern "C" __global__ void kernel(const u32 *in_a, const u32 *in_b, const float *in_c, float *out_c) {{
+  u32 a[{terms // 4}], b[{terms // 8}];
   float c[4];
+  for (int i = 0; i < {terms // 4}; i++)
+    a[i] = in_a[threadIdx.x * {terms // 4} + i];
+  for (int i = 0; i < {terms // 8}; i++)
+    b[i] = in_b[threadIdx.x * {terms // 8} + i];
   for (int i = 0; i < 4; i++)
-    a[i] = in_a[threadIdx.x * 4 + i], c[i] = in_c[threadIdx.x * 4 + i];
-  mma_m16n8k16(c, a, in_b[threadIdx.x * 2], in_b[threadIdx.x * 2 + 1]);
+    c[i] = in_c[threadIdx.x * 4 + i];
+  mma_m16n8k{terms}(c, {operands});
   for (int i = 0; i < 4; i++)
     out_c[threadIdx.x * 4 + i] = c[i];
-}""",
+}}""",
         a_words, b_words, np.ascontiguousarray(c_in), out, dtype=dtype,
     )  # fmt: skip
     expected = a @ b + c
     for i in range(4):
         np.testing.assert_array_equal(out[:, i], expected[GROUP + (0 if i < 2 else 8), THREAD * 2 + (i & 1)])
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-def test_mma_fragments_of_8_terms(dtype: str) -> None:
-    """Figures "MMA .m16n8k8 fragment layout" of the PTX ISA, for A, B and C."""
-    rng = np.random.default_rng(0)
-    a, b, c = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
-    a_bits, b_bits = bits(a, dtype), bits(b, dtype)
-    column = THREAD * 2
-    a_words = np.stack([words(a_bits[row, column], a_bits[row, column + 1]) for row in (GROUP, GROUP + 8)], 1)
-    b_words = words(b_bits[column, GROUP], b_bits[column + 1, GROUP])
-    c_in = np.stack([c[GROUP + (0 if i < 2 else 8), column + (i & 1)] for i in range(4)], 1)
-    out = np.zeros((32, 4), np.float32)
-    run(
-        """
-extern "C" __global__ void kernel(const u32 *in_a, const u32 *in_b, const float *in_c, float *out_c) {
-  float c[4];
-  for (int i = 0; i < 4; i++)
-    c[i] = in_c[threadIdx.x * 4 + i];
-  mma_m16n8k8(c, in_a[threadIdx.x * 2], in_a[threadIdx.x * 2 + 1], in_b[threadIdx.x]);
-  for (int i = 0; i < 4; i++)
-    out_c[threadIdx.x * 4 + i] = c[i];
-}""",
-        a_words, b_words, np.ascontiguousarray(c_in), out, dtype=dtype,
-    )  # fmt: skip
-    expected = a @ b + c
-    for i in range(4):
-        np.testing.assert_array_equal(out[:, i], expected[GROUP + (0 if i < 2 else 8), column + (i & 1)])
 
 
 @pytest.mark.parametrize("trans", [False, True])
