@@ -146,9 +146,9 @@ static __device__ __forceinline__ void add_grad_value(float (&gradient)[KEY_TILE
 {
   add_gradient<TILES_V, DIM_V, true>(gradient, s, tiles, tiles.grad_outputs + stage * GRAD_TILE,
 //% if split
-                                                 tiles.grad_factors[stage] * WEIGHT_UNIT);
+                                 tiles.grad_factors[stage] * WEIGHT_UNIT);
 //% else
-                                                 1.0f);
+                                 1.0f);
 //% end
 }
 
@@ -157,10 +157,10 @@ static __device__ __forceinline__ void add_grad_key(float (&gradient)[KEY_TILES]
 {
   add_gradient<TILES_QK, DIM_QK, false>(gradient, s, tiles, tiles.queries + stage * QUERY_TILE,
 //% if split
-                                                  tiles.query_factors[stage] *
-                                                      tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
+                                        tiles.query_factors[stage] *
+                                            tiles.d_score_factors[threadIdx.x / 32 / D_SPLITS]);
 //% else
-                                                  1.0f);
+                                        1.0f);
 //% end
 }
 

@@ -209,7 +209,7 @@ static __device__ __forceinline__ void compute_scores(struct scores (&s)[KEY_TIL
   multiply_rows<HEAD_DIM, DIM_QK, true>(s, keys, queries);
 //% end
   multiply_rows<HEAD_DIM_V, DIM_V, false>(s, tiles.values + group * WARP_KEYS * DIM_V,
-                              tiles.grad_outputs + stage * GRAD_TILE + first_query * DIM_V);
+                                          tiles.grad_outputs + stage * GRAD_TILE + first_query * DIM_V);
   weigh<true, true>(s, tiles.stats + stage * BLOCK_M + first_query + lane % 4 * 2, w, params
 //% if dtype == "fp32"
         , tiles.query_factors[stage] * w.key_factor, tiles.grad_factors[stage] * w.value_factor

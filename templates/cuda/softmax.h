@@ -88,7 +88,7 @@ static __device__ __forceinline__ void begin_rows(struct rows &rows, const struc
 }
 
 /* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. (Selected,
- * not assigned if hidden: the same code, compiled in a sixth less time.) */
+ * not assigned if hidden: the same code, compiled in 6 % less time at d 128.) */
 static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
                                                    int first_key, int seqlen_k)
 {
