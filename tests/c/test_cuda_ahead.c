@@ -217,6 +217,10 @@ static void test_exit(void) {
 }
 
 static void test_fork(void) {
+  if (!check_forks_beside_threads()) {
+    SKIP(CHECK_NO_FORK_BESIDE_THREADS);
+    return;
+  }
   help_new_cache("fork");
   IN_CHILD(in_child_forks, NULL);
 }

@@ -264,6 +264,10 @@ static void test_fork_while_tuning(void) {
     SKIP("the emulator cannot start threads after such a fork");
     return;
   }
+  if (!check_forks_beside_threads()) {
+    SKIP(CHECK_NO_FORK_BESIDE_THREADS);
+    return;
+  }
   help_new_cache("fork_tuning");
   IN_CHILD(in_child_fork_while_tuning, NULL);
 }
