@@ -76,13 +76,6 @@ static int forward_shared(const fa_problem *problem, cuda_config c) {
          (c.direct ? 2 * c.num_warps * 4 : 0);
 }
 
-/* Registers of a thread that hold sums: of the output, and of the scores. fp32 keeps the scores' two parts, and needs
- * some 20 registers more for parts of other operands. */
-static int forward_accumulators(const fa_problem *problem, cuda_config c) {
-  tiles t = tiles_of(problem);
-  return c.block_m / (16 * c.num_warps) * (t.dim_v + t.parts * c.block_n) / 2 + 20 * (t.parts - 1);
-}
-
 /* Warps that share warp_keys keys in backward. */
 static int count_d_splits(cuda_config c) { return c.num_warps * c.warp_keys / c.block_n; }
 
@@ -96,18 +89,33 @@ static int backward_shared(const fa_problem *problem, cuda_config c) {
   return c.num_stages * c.block_m * 16 + elements * t.parts * 2 + round_up(factors * 4, 16);
 }
 
-/* Tiles of 8 columns of a gradient that a warp sums. Two warps share columns evenly; more than two share pairs of
- * tiles. */
+/* Tiles of 8 columns of a gradient that a warp of backward sums. Two warps share columns evenly; more than two share
+ * pairs of tiles. */
 static int count_column_tiles(int head_dim, int d_splits) {
   const int tiles = ceil_div(head_dim, 8), pairs = ceil_div(tiles, 2);
-  return d_splits < 2 ? tiles : d_splits == 2 ? pairs : 2 * ceil_div(pairs, d_splits); /* of forward: not used */
+  return d_splits < 2 ? tiles : d_splits == 2 ? pairs : 2 * ceil_div(pairs, d_splits);
+}
+
+/* The same of V's columns; in forward each warp has all of the output's, in fp32 in pairs. */
+static int count_value_tiles(const fa_problem *problem, cuda_config c) {
+  if (problem->op == FA_BACKWARD)
+    return count_column_tiles(problem->head_dim_v, count_d_splits(c));
+  return problem->dtype == FA_FP32 ? tiles_of(problem).dim_v / 8 : count_column_tiles(problem->head_dim_v, 1);
+}
+
+/* Registers of a thread that hold sums: of the output, and of the scores. fp32 keeps the scores' two parts, and needs
+ * some 20 registers more for parts of other operands. */
+static int forward_accumulators(const fa_problem *problem, cuda_config c) {
+  const int parts = tiles_of(problem).parts;
+  return c.block_m / (16 * c.num_warps) * (8 * count_value_tiles(problem, c) + parts * c.block_n) / 2 +
+         20 * (parts - 1);
 }
 
 /* Of dK and dV, of weights and of d_scores; the last two also as left operands, in fp32 in two parts, for which those
  * of 16 keys leave room. */
 static int backward_accumulators(const fa_problem *problem, cuda_config c) {
   const int splits = count_d_splits(c), key_tiles = c.warp_keys / 16, scores = c.block_m / splits;
-  const int columns = count_column_tiles(problem->head_dim, splits) + count_column_tiles(problem->head_dim_v, splits);
+  const int columns = count_column_tiles(problem->head_dim, splits) + count_value_tiles(problem, c);
   return key_tiles * (4 * columns + scores) + (key_tiles - 1) * (tiles_of(problem).parts - 1) * scores;
 }
 
@@ -183,7 +191,7 @@ static int check_forward(const fa_problem *problem, cuda_config c, char *message
    * that loads rows of an odd number of elements. */
   const bool is_odd = problem->head_dim % 2 != 0 || problem->head_dim_v % 2 != 0;
   const bool is_fp32 = problem->dtype == FA_FP32;
-  const int most = !is_fp32 && is_odd ? 160 : c.num_stages > 1 ? 176 : is_fp32 && has_tails(problem) ? 192 : 200;
+  const int most = !is_fp32 && is_odd ? 160 : c.num_stages > 1 ? 176 : has_tails(problem) ? 192 : 200;
   if (forward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
@@ -216,9 +224,12 @@ static int check_backward(const fa_problem *problem, cuda_config c, char *messag
     return -1;
   }
   /* fp32 has two parts of each operand beside them; then columns that a tile has and a tensor has not. At 16 bits those
-   * cost addresses, too: at d 72, four warps with keys of their own spilled 28 bytes, two warps 16. */
-  const int most_16 = has_tails(problem) && c.num_warps > 2 && count_d_splits(c) == 1 ? 200 : 208;
-  const int most = problem->dtype != FA_FP32 ? most_16 : has_tails(problem) && c.warp_keys == 32 ? 144 : 176;
+   * cost addresses, too: at d 72, four warps with keys of their own spilled 28 bytes, two warps 16. Two warps with 32
+   * keys each have fewest addresses: at d 80 they spill 60 bytes on sm_80, up to 8 on sm_90. */
+  const bool own_keys = count_d_splits(c) == 1, tails = has_tails(problem);
+  const bool few_addresses = own_keys && !tails && c.num_warps <= 2 && c.warp_keys == 32 && c.num_stages <= 2;
+  const int most_16 = own_keys && tails && c.num_warps > 2 ? 200 : few_addresses ? 224 : 208;
+  const int most = problem->dtype != FA_FP32 ? most_16 : tails && c.warp_keys == 32 ? 144 : 176;
   if (backward_accumulators(problem, c) <= most)
     return 0;
   snprintf(message, message_size, "block_m %d and block_n %d with num_warps %d need %d registers for sums; %d fit",
@@ -303,9 +314,10 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
          fa_constants_offer_int(constants, "combine_threads", COMBINE_THREADS) |
          fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
+         fa_constants_offer_int(constants, "polynomial", 0) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
          fa_constants_offer_int(constants, "tiles_qk", count_column_tiles(problem->head_dim, count_d_splits(c))) |
-         fa_constants_offer_int(constants, "tiles_v", count_column_tiles(problem->head_dim_v, count_d_splits(c))) |
+         fa_constants_offer_int(constants, "tiles_v", count_value_tiles(problem, c)) |
          fa_constants_offer_int(constants, "warp_keys", c.warp_keys) |
          fa_constants_offer_int(constants, "direct", c.direct) |
          fa_constants_offer_int(constants, "ordered", is_ordered(problem)) |

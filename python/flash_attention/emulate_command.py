@@ -13,7 +13,7 @@ LAYOUTS = (
     *("contiguous", "bshd", "odd", "odd_batch", "odd_head", "odd_row", "offset", "columns", "reversed"),
     *("even", "padded", "huge", "far_rows", "expanded"),
 )
-DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive", "infinite", "uneven")
+DATA = ("normal", "large", "tiny", "zero", "integers", "nan", "positive", "infinite", "uneven", "negative")
 TIMINGS = ("late", "random", "early")
 MODELS = ("hopper", "ampere", "double")
 MOST_EXP2_ERROR = 1 << 20  # of the 23 bits of a float

@@ -16,10 +16,10 @@ struct fa_tensor {
 struct fa_params {
   struct fa_tensor query, key, value, output;
   struct fa_tensor grad_output, grad_query, grad_key, grad_value;
-  /* Log-sum-exp of each query row in two parts, contiguous (batch, heads_q, seqlen_q, 2): the largest score,
-   * in units of the kernel family's own (a family's backward reads what its forward wrote), and the sum of the
-   * exponentials below it. One float for both would lose up to |lse| * 2^-24 of every probability that the backward
-   * pass recomputes. Written by forward unless null, read by backward. */
+  /* Log-sum-exp of each query row in two parts, contiguous (batch, heads_q, seqlen_q, 2): the largest score or one
+   * not far below it, in units of the kernel family's own (a family's backward reads what its forward wrote), and the
+   * sum of the exponentials of what scores are more than that. One float for both would lose up to |lse| * 2^-24 of
+   * every probability that the backward pass recomputes. Written by forward unless null, read by backward. */
   float *lse;
   void *workspace; /* fa_plan.workspace_bytes */
   long long batch, heads_q, heads_kv, seqlen_q, seqlen_k;

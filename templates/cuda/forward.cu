@@ -32,6 +32,7 @@ enum {
   THREADS = WARPS * 32,
   M_TILES = BLOCK_M / (WARPS * 16), /* 16 rows each, of a warp */
   N_TILES = BLOCK_N / 8,
+  V_TILES = ${tiles_v}, /* 8 columns of V each */
   PARTS = ${1 + split},
   QUERY_TILE = PARTS * BLOCK_M * DIM_QK, /* elements in shared memory */
   KEY_TILE = PARTS * BLOCK_N * DIM_QK,
@@ -110,7 +111,8 @@ forward(const __grid_constant__ struct fa_params params)
   struct work w = find_work(params);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
-//% if head_dim % 16 != 0 || head_dim_v % 16 != 0
+//% let read_columns = 8 + 8 * split
+//% if head_dim % read_columns != 0 || head_dim_v % read_columns != 0
   clear_shared(shared, SHARED_BYTES);
   __syncthreads();
 //% end
@@ -189,8 +191,7 @@ forward(const __grid_constant__ struct fa_params params)
 //% else
   begin_rows(rows, params, w.first_query + warp * 16 * M_TILES + lane / 4);
 //% end
-  float output[M_TILES][DIM_V / 8][4] = {};
-  int my_queries = warp * 16 * M_TILES * DIM_QK + lane_a<DIM_QK>(lane);
+  float output[M_TILES][V_TILES][4] = {};
   for (; block >= first_block; block--) {
     float scores[M_TILES][N_TILES][4];
 //% if split && !direct
@@ -211,12 +212,14 @@ forward(const __grid_constant__ struct fa_params params)
     if (block == w.end_block - 1 && params.softmax_scale < 0)
       negate_queries(queries);
 //% end
-    multiply_keys(scores, shared_address(queries + my_queries),
-                  shared_address(keys + block % STAGES * KEY_TILE + lane_b<DIM_QK>(lane)));
+    multiply_keys(scores, queries + warp * 16 * M_TILES * DIM_QK, keys + block % STAGES * KEY_TILE);
 //% if split
     rows.key_factor = key_factor;
-//% end
     softmax(scores, rows, block * BLOCK_N + lane % 4 * 2, w.seqlen_k);
+//% else
+    follow_largest(scores, rows, block * BLOCK_N + lane % 4 * 2, w.seqlen_k, output);
+    weigh_scores(scores, rows);
+//% end
 //% if !direct
     copy_wait<2 * STAGES - 2>();
     __syncthreads();
@@ -224,11 +227,11 @@ forward(const __grid_constant__ struct fa_params params)
       LOAD_KEYS(block - STAGES);
     copy_commit();
 //% end
-    multiply_values(output, scores, rows,
 //% if split
-                    value_factor,
+    multiply_values(output, scores, rows, value_factor, values + block % STAGES * VALUE_TILE);
+//% else
+    multiply_values(output, scores, values + block % STAGES * VALUE_TILE);
 //% end
-                    shared_address(values + block % STAGES * VALUE_TILE + lane_a<DIM_V>(lane)));
   }
   finish_rows(rows);
 //% if split_blocks

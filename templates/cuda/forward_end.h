@@ -11,7 +11,7 @@ static __device__ __forceinline__ float origin_rest(float max, float factor)
 }
 
 //%   end
-/* Largest score and sum of weights, so that a weight is exp2((score - largest) * factor) / sum. */
+/* What exponents count from and the sum of weights, so that a weight is exp2((score - max) * factor) / sum. */
 static __device__ __forceinline__ void store_statistics(float *lse, const struct rows &rows, int m, int h)
 {
 //%   if dtype == "fp32"
@@ -25,16 +25,16 @@ static __device__ __forceinline__ void store_statistics(float *lse, const struct
 }
 
 //% end
-static __device__ __forceinline__ void store_output(const struct fa_params &params, int batch, int head,
-                                                    float (&output)[M_TILES][DIM_V / 8][4], const struct rows &rows)
+static __device__ __forceinline__ void store_output(const struct fa_params &params, u32 batch, u32 head,
+                                                    float (&output)[M_TILES][V_TILES][4], const struct rows &rows)
 {
   const struct fa_tensor &to = params.output;
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      int query = rows.first + 16 * m + 8 * h;
-      bool present = query < (int)params.seqlen_q;
+      u32 query = rows.first + 16 * m + 8 * h;
+      bool present = query < (u32)params.seqlen_q;
 //% if precision == "full"
       if (present && params.lse && threadIdx.x % 4 == 0)
         store_statistics(params.lse + ((batch * params.heads_q + head) * params.seqlen_q + query) * 2, rows, m, h);
@@ -46,7 +46,7 @@ static __device__ __forceinline__ void store_output(const struct fa_params &para
       float inverse = 1 / (rows.sum[m][h] * WEIGHT_UNIT);
 //% end
 #pragma unroll
-      for (int n = 0; n < DIM_V / 8; n++)
+      for (int n = 0; n < V_TILES; n++)
 #pragma unroll
         for (int e = 2 * h; e < 2 * h + 2; e++)
 //% if dtype == "fp32" && precision == "full"
@@ -56,7 +56,7 @@ static __device__ __forceinline__ void store_output(const struct fa_params &para
 //% else
           output[m][n][e] *= inverse;
 //% end
-      store_row<DIM_V / 8, HEAD_DIM_V>(to, (element *)to.data + head_offset(to, batch, head, query), present, 0, output[m],
+      store_row<V_TILES, HEAD_DIM_V>(to, (element *)to.data + head_offset(to, batch, head, query), present, 0, output[m],
                                        h);
     }
 }

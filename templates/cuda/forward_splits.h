@@ -8,7 +8,7 @@ struct split_row {
 };
 
 struct split_rows { /* (num_splits, batch, heads_q, seqlen_q) */
-  float *outputs; /* DIM_V sums */
+  float *outputs; /* DIM_V sums, of which there are 8 V_TILES */
   struct split_row *rows;
 };
 
@@ -30,7 +30,7 @@ static __device__ __forceinline__ long long row_of(const struct fa_params &param
 }
 
 static __device__ __forceinline__ void store_split(const struct fa_params &params, int split, int batch, int head,
-                                                   const float (&output)[M_TILES][DIM_V / 8][4], const struct rows &rows)
+                                                   const float (&output)[M_TILES][V_TILES][4], const struct rows &rows)
 {
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
@@ -47,7 +47,7 @@ static __device__ __forceinline__ void store_split(const struct fa_params &param
         *to.rows = {rows.max[m][h], rows.sum[m][h], 1, 0};
 //% end
 #pragma unroll
-      for (int n = 0; n < DIM_V / 8; n++)
+      for (int n = 0; n < V_TILES; n++)
         *(float2 *)(to.outputs + 8 * n + threadIdx.x % 4 * 2) =
             make_float2(output[m][n][2 * h], output[m][n][2 * h + 1]);
     }
@@ -89,9 +89,9 @@ static __device__ __forceinline__ float combine_sum(float x, float *room)
 extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
 combine_splits(const __grid_constant__ struct fa_params params)
 {
-  constexpr int PIECES = ceil_div(DIM_V, 128);
+  constexpr int PIECES = ceil_div(V_TILES, 16);
   __shared__ float largest[COMBINE_WARPS], sums[COMBINE_WARPS], weights[COMBINE_THREADS];
-  __shared__ float columns[COMBINE_WARPS][DIM_V];
+  __shared__ float columns[COMBINE_WARPS][8 * V_TILES];
   const int splits = (int)params.num_splits, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   struct split_row row = {-INF, 0, 0, 0};
   if (threadIdx.x < splits)
@@ -115,7 +115,7 @@ combine_splits(const __grid_constant__ struct fa_params params)
 #pragma unroll
     for (int i = 0; i < PIECES; i++) {
       int col = 4 * lane + 128 * i;
-      if (DIM_V % 128 != 0 && col >= DIM_V)
+      if (V_TILES % 16 != 0 && col >= 8 * V_TILES)
         continue;
       float4 part = *(const float4 *)(from + col);
       output[i][0] += part.x * weight;
@@ -128,7 +128,7 @@ combine_splits(const __grid_constant__ struct fa_params params)
   for (int i = 0; i < PIECES; i++)
 #pragma unroll
     for (int e = 0; e < 4; e++)
-      if (DIM_V % 128 == 0 || 4 * lane + 128 * i < DIM_V)
+      if (V_TILES % 16 == 0 || 4 * lane + 128 * i < 8 * V_TILES)
         columns[warp][4 * lane + 128 * i + e] = output[i][e];
   __syncthreads();
 

@@ -8,7 +8,11 @@
  * weight 0 and vanish; it makes the row NaN instead, as +inf and NaN do by themselves. */
 //% end
 struct rows {
+//% if dtype == "fp32"
   float max[M_TILES][2];     /* largest score so far; -inf before the first key that is seen */
+//% else
+  float max[M_TILES][2];     /* a score not far below the largest so far; -inf before the first key that is seen */
+//% end
   float sum[M_TILES][2];     /* of the weights, this thread's part */
   float rescale[M_TILES][2]; /* what the sums of before must be multiplied by */
   int first;                 /* query of row [0][0]; row [m][h] is 16 m + 8 h behind it */
@@ -23,8 +27,14 @@ struct rows {
 //% else
   u32 poisoned; /* bit 2 m + h: row [m][h] has had a score of -inf, as far as this thread knows */
 //% end
+//% if dtype != "fp32" || precision == "reduced"
+  bool moved; /* rescale is not 1 in all rows of the warp; else it may be anything */
+//% end
 };
 
+//% if dtype != "fp32"
+#define SLACK 8.0f /* see must_move */
+//% end
 //% if dtype == "fp32"
 /* Weights are multiplied by 2^14: fp16 then holds their high and low parts down to 2^-38. Sums of the output are in
  * units of 2^20 so that no average of finite values overflows on the way. */
@@ -32,9 +42,9 @@ struct rows {
 #define WEIGHT_EXPONENT 14
 #define OUTPUT_UNIT 0x1p-20f
 //% elif dtype == "bf16"
-/* Weights are multiplied by 2^-20, so that no average of finite values overflows on the way. */
-#define WEIGHT_UNIT 0x1p-20f
-#define WEIGHT_EXPONENT (-20)
+/* Weights, which are at most 2^SLACK, are multiplied by 2^-28, so that no average of finite values overflows on the way. */
+#define WEIGHT_UNIT 0x1p-28f
+#define WEIGHT_EXPONENT (-28)
 #define OUTPUT_UNIT WEIGHT_UNIT
 //% else
 #define WEIGHT_UNIT 1.0f
@@ -109,7 +119,22 @@ static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TI
     }
 }
 
+/* The largest of a row from what its four lanes have; -inf where no key is seen. */
+static __device__ __forceinline__ float largest_of_lanes(float high)
+{
+  high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
+  high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
+  return high == LOWEST ? -INF : high;
+}
+
+//% let by_bits = max_of_three && (dtype != "fp32" || precision == "reduced")
+//% if by_bits
+/* The largest score of each row in this block of keys, where that is not negative; else something negative. Bits of
+ * floats are ordered as integers are: without sign upwards, with it downwards. So the largest signed one is the largest
+ * score unless all are negative, and the largest unsigned one is -inf if there is one. */
+//% else
 /* The largest score of each row in this block of keys; -inf where none is seen. */
+//% end
 static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2],
                                                     const float (&scores)[M_TILES][N_TILES][4], struct rows &rows)
 {
@@ -117,9 +142,7 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-//% if max_of_three && (dtype != "fp32" || precision == "reduced")
-      /* Bits of floats are ordered as integers are: without sign upwards, with it downwards. So the largest signed one
-       * is the largest score unless all are negative, and the largest unsigned one is -inf if there is one. */
+//% if by_bits
       int highest = (int)0x80000000u;
 //%   if dtype != "fp32"
       u32 lowest = 0;
@@ -133,15 +156,14 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
 //%   end
       }
 //%   if dtype != "fp32"
-      rows.poisoned |= lowest >= 0xff800000u ? 1u << (2 * m + h) : 0;
+//%     if polynomial
+      bool poison = lowest >= 0xff800000u || highest >= 0x7f800000; /* exp2_polynomial makes no NaN of NaN */
+//%     else
+      bool poison = lowest >= 0xff800000u;
+//%     end
+      rows.poisoned |= poison ? 1u << (2 * m + h) : 0;
 //%   end
       float high = __int_as_float(highest);
-      if (__any_sync(0xffffffffu, highest < 0)) {
-        high = LOWEST;
-#pragma unroll
-        for (int n = 0; n < N_TILES; n++)
-          high = fmaxf(high, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
-      }
 //% else
       float high = LOWEST;
 //%   if dtype != "fp32"
@@ -160,11 +182,27 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
       rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;
 //%   end
 //% end
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-      largest[m][h] = high == LOWEST ? -INF : high;
+      largest[m][h] = largest_of_lanes(high);
     }
 }
+//% if by_bits
+
+/* The same of rows where it is negative. */
+static __device__ __forceinline__ void find_largest_negative(float (&largest)[M_TILES][2],
+                                                             const float (&scores)[M_TILES][N_TILES][4])
+{
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float high = LOWEST;
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++)
+        high = fmaxf(high, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
+      largest[m][h] = largest_of_lanes(high);
+    }
+}
+//% end
 
 /* Hide keys where the block has any that some row does not see. */
 static __device__ __forceinline__ void mask_block(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
@@ -194,7 +232,122 @@ static __device__ __forceinline__ void subtract_largest(float (&scores)[M_TILES]
 }
 
 //% end
-//% if precision == "full"
+//% if polynomial
+/* As exp2_approx, of a number up to 126, by the units that multiply: the one for functions takes 8 cycles for a warp, and
+ * while a warp alone computes weights it waits for that. x = whole + rest with |rest| <= 1/2; 2^rest is a polynomial with
+ * the least largest error (1.9e-7 of the value) of those that are 1 at 0, and whole is added to its exponent. Up to -127
+ * the result is 0, and that of NaN is some number. `least` is -127: from whatever it is computed, this comes behind. */
+static __device__ __forceinline__ float exp2_polynomial(float x, float least)
+{
+  const float shift = 0x1.8p23f; /* the last bit of a sum with it is worth 1 */
+  x = fmaxf(x, least);
+  float whole = x + shift, rest = x - (whole - shift);
+  float y = fmaf(0x1.5bba14p-10f, rest, 0x1.3cea88p-7f);
+  y = fmaf(y, rest, 0x1.c6b752p-5f);
+  y = fmaf(y, rest, 0x1.ebf9bcp-3f);
+  y = fmaf(y, rest, 0x1.62e42ap-1f);
+  y = fmaf(y, rest, 1.0f);
+  return __uint_as_float(__float_as_uint(y) + (__float_as_uint(whole) << 23));
+}
+
+//% end
+//% if dtype != "fp32"
+/* What exponents of a row count from stays what it is until a weight would be larger than 2^SLACK (conditional rescaling,
+ * FlashAttention-4, arXiv:2603.05451): after the first block of keys it hardly ever moves. Weights are floats and keep
+ * all their bits, and fp16 has room for them. */
+static __device__ __forceinline__ bool must_move(float max, float largest, float factor)
+{
+  return (largest - max) * factor > SLACK;
+}
+
+/* All that is seldom: of some row the largest score is too large for `max`, or was not found, or `max` is far from 0. */
+template <class... Sums>
+static __device__ __forceinline__ void move_rows(float (&scores)[M_TILES][N_TILES][4], struct rows &rows,
+                                                 float (&largest)[M_TILES][2], Sums &...sums)
+{
+  bool large = false, moved = false;
+//%   if by_bits
+  find_largest_negative(largest, scores);
+//%   end
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float old_max = rows.max[m][h];
+      float new_max = must_move(old_max, largest[m][h], rows.factor) ? largest[m][h] : old_max;
+      rows.max[m][h] = new_max;
+      new_max = new_max == -INF ? 0.0f : new_max;
+      float product = __fmul_rn(new_max, rows.factor);
+      bool mine = is_large(product);
+      large = large || mine;
+      largest[m][h] = mine ? new_max : 0.0f;
+      rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor
+                                            : __fmul_rn(old_max, rows.factor) - product); /* as it was rounded then */
+      rows.sum[m][h] *= rows.rescale[m][h];
+      moved = moved || rows.rescale[m][h] != 1;
+    }
+  rows.moved = __any_sync(0xffffffffu, moved);
+  (rescale_output(sums, rows), ...);
+  subtract_largest(scores, largest, large);
+}
+
+/* What exponents of this block of keys count from. If that has moved (rows.moved), sums of the output must be rescaled:
+ * here, where they are given, or as soon as that can be. */
+template <class... Sums>
+static __device__ __forceinline__ void follow_largest(float (&scores)[M_TILES][N_TILES][4], struct rows &rows,
+                                                      int first_key, int seqlen_k, Sums &...sums)
+{
+  mask_block(scores, rows, first_key, seqlen_k);
+  float largest[M_TILES][2];
+  find_largest(largest, scores, rows);
+  bool seldom = false;
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      seldom |= must_move(rows.max[m][h], largest[m][h], rows.factor);
+      seldom |= is_large(__fmul_rn(rows.max[m][h], rows.factor));
+//%   if by_bits
+      seldom |= largest[m][h] < 0; /* find_largest has not found it */
+//%   end
+    }
+  rows.moved = false;
+  if (__any_sync(0xffffffffu, seldom))
+    move_rows(scores, rows, largest, sums...);
+}
+
+/* Scores become weights in place. */
+static __device__ __forceinline__ void weigh_scores(float (&scores)[M_TILES][N_TILES][4], struct rows &rows)
+{
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float sum = 0, product = __fmul_rn(rows.max[m][h], rows.factor);
+      float start = WEIGHT_EXPONENT - (is_large(product) ? 0.0f : product); /* large ones are subtracted: move_rows */
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float &x = scores[m][n][2 * h + e];
+          x = fmaf(x, rows.factor, start);
+//%   if polynomial
+          /* Behind exponentials of the tiles before, which otherwise ptxas puts behind all polynomials: the longest chain
+           * first. Neither then fills the other's gaps. */
+          if (n % ${polynomial} == ${polynomial - 1})
+            x = exp2_polynomial(x, fmaf(scores[m][n - ${polynomial - 1}][2 * h + e], 0, -127));
+          else
+            x = exp2_approx(x);
+//%   else
+          x = exp2_approx(x);
+//%   end
+          sum += x;
+        }
+      rows.sum[m][h] += sum;
+    }
+}
+
+//% elif precision == "full"
 /* Scores become weights in place, and rows say what the sums must be multiplied by. */
 static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
                                                int seqlen_k)
@@ -202,63 +355,36 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
   mask_block(scores, rows, first_key, seqlen_k);
   float largest[M_TILES][2], origin[M_TILES][2];
   find_largest(largest, scores, rows);
-//% if dtype != "fp32"
-  bool large = false;
-//% end
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-//% if dtype == "fp32"
       float unit = rows.key_factor / MAX_UNIT, old_max = rows.max[m][h];
       float new_max = fmaxf(old_max, largest[m][h] * unit);
       rows.max[m][h] = new_max;
       new_max = new_max == -INF ? 0.0f : new_max;
       rows.rescale[m][h] = exp2_approx((old_max - new_max) * rows.factor * MAX_UNIT * rows.query_factor[m][h]);
       origin[m][h] = new_max * inverse_power(unit);
-//% else
-      float old_max = rows.max[m][h], new_max = fmaxf(old_max, largest[m][h]);
-      rows.max[m][h] = new_max;
-      new_max = new_max == -INF ? 0.0f : new_max;
-      float product = __fmul_rn(new_max, rows.factor);
-      bool mine = is_large(product);
-      large = large || mine;
-      largest[m][h] = mine ? new_max : 0.0f;
-      origin[m][h] = mine ? 0.0f : product;
-      rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor
-                                            : __fmul_rn(old_max, rows.factor) - product); /* as it was rounded then */
-//% end
     }
-//% if dtype != "fp32"
-  subtract_largest(scores, largest, large);
-//% end
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float sum = 0;
-//% if dtype == "fp32"
       float factor = bounded(rows.factor * (rows.query_factor[m][h] * rows.key_factor));
-//% else
-      float start = WEIGHT_EXPONENT - origin[m][h];
-//% end
 #pragma unroll
       for (int n = 0; n < N_TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           float &x = scores[m][n][2 * h + e];
-//% if dtype == "fp32"
           x = exp2_approx(fmaf(x - origin[m][h], factor, (float)WEIGHT_EXPONENT));
-//% else
-          x = exp2_approx(fmaf(x, rows.factor, start));
-//% end
           sum += x;
         }
       rows.sum[m][h] = rows.sum[m][h] * rows.rescale[m][h] + sum;
     }
 }
-//% end
 
+//% end
 /* Sums of whole rows. */
 static __device__ __forceinline__ void finish_rows(struct rows &rows)
 {

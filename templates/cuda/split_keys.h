@@ -14,8 +14,8 @@ static __device__ __forceinline__ long long split_bytes(const struct fa_params &
   return (all * (2 * BLOCK_N * (DIM_QK + DIM_V) * 2 + 8) + 255) / 256 * 256;
 }
 
-static __device__ __forceinline__ struct split_tiles find_split_tiles(const struct fa_params &params, int batch,
-                                                                       int kv_head)
+static __device__ __forceinline__ struct split_tiles find_split_tiles(const struct fa_params &params, u32 batch,
+                                                                       u32 kv_head)
 {
   long long per_head = ceil_div((int)params.seqlen_k, BLOCK_N), all = params.batch * params.heads_kv * per_head;
   long long first = (batch * params.heads_kv + kv_head) * per_head;

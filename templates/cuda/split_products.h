@@ -55,8 +55,11 @@ static __device__ __forceinline__ void load_queries(half_bits *tile, const struc
   }
 }
 
-static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_TILES][4], u32 queries, u32 keys)
+static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_TILES][4], const half_bits *queries,
+                                                     const half_bits *keys)
 {
+  const int lane = threadIdx.x % 32;
+  const u32 a_at = shared_address(queries + lane_a<DIM_QK>(lane)), b_at = shared_address(keys + lane_b<DIM_QK>(lane));
 #pragma unroll
   for (int i = 0; i < M_TILES * N_TILES * 4; i++)
     scores[i / (N_TILES * 4)][i / 4 % N_TILES][i % 4] = 0;
@@ -66,14 +69,14 @@ static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_
     u32 a_high[M_TILES][4], a_low[M_TILES][4];
 #pragma unroll
     for (int m = 0; m < M_TILES; m++) {
-      ldmatrix_x4(a_high[m], at_column<DIM_QK>(queries, k) + m * 16 * DIM_QK * 2);
-      ldmatrix_x4(a_low[m], at_column<DIM_QK>(queries, k) + (BLOCK_M + m * 16) * DIM_QK * 2);
+      ldmatrix_x4(a_high[m], at_column<DIM_QK>(a_at, k) + m * 16 * DIM_QK * 2);
+      ldmatrix_x4(a_low[m], at_column<DIM_QK>(a_at, k) + (BLOCK_M + m * 16) * DIM_QK * 2);
     }
 #pragma unroll
     for (int n = 0; n < N_TILES; n += 2) {
       u32 b_high[4], b_low[4];
-      ldmatrix_x4(b_high, at_column<DIM_QK>(keys, k) + n * 8 * DIM_QK * 2);
-      ldmatrix_x4(b_low, at_column<DIM_QK>(keys, k) + (BLOCK_N + n * 8) * DIM_QK * 2);
+      ldmatrix_x4(b_high, at_column<DIM_QK>(b_at, k) + n * 8 * DIM_QK * 2);
+      ldmatrix_x4(b_low, at_column<DIM_QK>(b_at, k) + (BLOCK_N + n * 8) * DIM_QK * 2);
 #pragma unroll
       for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -95,10 +98,12 @@ static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_
 enum { SUM_TILES = ${min(block_n, sum_keys)} / 16 };
 
 /* output = output * rescale + (weights V) * factor. */
-static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][DIM_V / 8][4],
+static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][V_TILES][4],
                                                        const float (&weights)[M_TILES][N_TILES][4],
-                                                       const struct rows &rows, float value_factor, u32 values)
+                                                       const struct rows &rows, float value_factor,
+                                                       const half_bits *values)
 {
+  const u32 at = shared_address(values + lane_a<DIM_V>(threadIdx.x % 32));
   float factor = value_factor * (OUTPUT_UNIT / WEIGHT_UNIT);
   u32 a_high[M_TILES][BLOCK_N / 16][4], a_low[M_TILES][BLOCK_N / 16][4];
 #pragma unroll
@@ -110,7 +115,7 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
         split_pair(weights[m][2 * k + i / 2][i % 2 * 2], weights[m][2 * k + i / 2][i % 2 * 2 + 1], a_high[m][k][i],
                    a_low[m][k][i]);
 #pragma unroll
-  for (int n = 0; n < DIM_V / 8; n += 2) {
+  for (int n = 0; n < V_TILES; n += 2) {
     __syncwarp(); /* keeps the loads of later columns where they are: there are no registers for them */
     float total[M_TILES][2][4] = {};
 #pragma unroll
@@ -122,8 +127,8 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
       for (int i = 0; i < SUM_TILES; i++) {
         int k = first + i;
         u32 b_low[4];
-        ldmatrix_x4_trans(b_high[i], at_column<DIM_V>(values, n * 8) + k * 16 * DIM_V * 2);
-        ldmatrix_x4_trans(b_low, at_column<DIM_V>(values, n * 8) + (BLOCK_N + k * 16) * DIM_V * 2);
+        ldmatrix_x4_trans(b_high[i], at_column<DIM_V>(at, n * 8) + k * 16 * DIM_V * 2);
+        ldmatrix_x4_trans(b_low, at_column<DIM_V>(at, n * 8) + (BLOCK_N + k * 16) * DIM_V * 2);
 #pragma unroll
         for (int m = 0; m < M_TILES; m++)
 #pragma unroll

@@ -1,55 +1,39 @@
 /* Results from fragments to the caller's tensors: as many columns at once as the tensor's layout allows. */
 
-/* Can two neighbouring columns be stored at once? */
-static __device__ __forceinline__ bool has_pairs(const struct fa_tensor &to)
+/* Can `columns` neighbouring columns be stored at once? */
+static __device__ __forceinline__ bool is_together(const struct fa_tensor &to, int columns)
 {
   unsigned long long together = (unsigned long long)to.data / sizeof(element) | to.stride_batch | to.stride_head |
                                 to.stride_row;
-  return to.stride_col == 1 && together % 2 == 0;
+  return to.stride_col == 1 && together % columns == 0;
 }
+
 //% if dtype == "fp32"
-
-/* Two neighbouring columns; those from `dim` on are not there. */
-static __device__ __forceinline__ void store_two(const struct fa_tensor &to, element *row, int col, int dim, bool pairs,
-                                                 float x, float y)
-{
-  if (pairs && col + 1 < dim) {
-    *(float2 *)(row + col) = make_float2(x, y);
-    return;
-  }
-  if (col < dim)
-    row[col * to.stride_col] = x;
-  if (col + 1 < dim)
-    row[(col + 1) * to.stride_col] = y;
-}
+typedef float2 two; /* neighbouring columns */
+static __device__ __forceinline__ two make_two(float x, float y) { return make_float2(x, y); }
+static __device__ __forceinline__ element first_of(two pair) { return pair.x; }
+static __device__ __forceinline__ element second_of(two pair) { return pair.y; }
 //% else
+typedef u32 two; /* neighbouring columns */
+static __device__ __forceinline__ two make_two(float x, float y) { return pack(x, y); }
+static __device__ __forceinline__ element first_of(two pair) { return (element)pair; }
+static __device__ __forceinline__ element second_of(two pair) { return (element)(pair >> 16); }
+//% end
 
-/* Two neighbouring columns; those from `dim` on are not there. */
-static __device__ __forceinline__ void store_pair(const struct fa_tensor &to, element *row, int col, int dim, bool pairs,
-                                                  u32 pair)
+/* Columns from DIM on are not there. */
+template <int DIM>
+static __device__ __forceinline__ void store_two(const struct fa_tensor &to, element *row, int col, bool together, two x)
 {
-  if (pairs && col + 1 < dim) {
-    *(u32 *)(row + col) = pair;
+  if (together && col + 1 < DIM) {
+    *(two *)(row + col) = x;
     return;
   }
-  if (col < dim)
-    row[col * to.stride_col] = (element)pair;
-  if (col + 1 < dim)
-    row[(col + 1) * to.stride_col] = (element)(pair >> 16);
+  if (col < DIM)
+    row[col * to.stride_col] = first_of(x);
+  if (col + 1 < DIM)
+    row[(col + 1) * to.stride_col] = second_of(x);
 }
-static __device__ __forceinline__ void store_two(const struct fa_tensor &to, element *row, int col, int dim, bool pairs,
-                                                 float x, float y)
-{
-  store_pair(to, row, col, dim, pairs, pack(x, y));
-}
-
-/* Can eight neighbouring columns, 16 bytes, be stored at once? */
-static __device__ __forceinline__ bool has_pieces(const struct fa_tensor &to)
-{
-  unsigned long long together = (unsigned long long)to.data / sizeof(element) | to.stride_batch | to.stride_head |
-                                to.stride_row;
-  return to.stride_col == 1 && together % 8 == 0;
-}
+//% if dtype != "fp32"
 
 /* Four lanes hold a row of four 8-column tiles, a pair of columns of each tile every lane; after this, each lane holds
  * all pairs of one tile, lane t of tile t: a 4x4 transposition, in two steps. */
@@ -77,32 +61,48 @@ template <int TILES, int DIM>
 static __device__ __forceinline__ void store_row(const struct fa_tensor &to, element *row, bool present, int first,
                                                  const float (&fragments)[TILES][4], int h)
 {
-  const bool pairs = has_pairs(to);
-  const int lane = threadIdx.x % 4;
+  const int lane = threadIdx.x % 4, col = first + 2 * lane;
+//% if dtype == "fp32"
+  const bool together = is_together(to, 2);
+  if (present)
 #pragma unroll
-  for (int n = 0; n < TILES; n += 4) {
-//% if dtype != "fp32"
-    /* Four tiles together, where they lie in the row. */
-    if (DIM % 8 == 0 && n + 4 <= TILES && first + 8 * (n + 4) <= DIM) {
-      u32 piece[4];
+    for (int n = 0; n < TILES; n++)
+      store_two<DIM>(to, row, col + 8 * n, together, make_two(fragments[n][2 * h], fragments[n][2 * h + 1]));
+//% else
+  constexpr int TOGETHER = DIM % 8 == 0 ? 8 : 2;
+  if (DIM % 2 == 0 && is_together(to, TOGETHER)) {
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        piece[i] = pack(fragments[n + i][2 * h], fragments[n + i][2 * h + 1]);
-      if (has_pieces(to)) {
-        gather_piece(piece);
+    for (int n = 0; n < TILES; n += 4) {
+      two x[4];
+#pragma unroll
+      for (int i = 0; i < 4 && n + i < TILES; i++)
+        x[i] = make_two(fragments[n + i][2 * h], fragments[n + i][2 * h + 1]);
+      if (TOGETHER == 8 && n + 4 <= TILES && first + 8 * (n + 4) <= DIM) {
+        gather_piece(x);
         if (present)
-          *(uint4 *)(row + first + 8 * (n + lane)) = make_uint4(piece[0], piece[1], piece[2], piece[3]);
-      } else if (present) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          store_pair(to, row, first + 8 * (n + i) + 2 * lane, DIM, pairs, piece[i]);
+          *(uint4 *)(row + first + 8 * (n + lane)) = make_uint4(x[0], x[1], x[2], x[3]);
+        continue;
       }
-      continue;
-    }
-//% end
-    if (present)
+      if (present)
 #pragma unroll
-      for (int i = n; i < n + 4 && i < TILES; i++)
-        store_two(to, row, first + 8 * i + 2 * lane, DIM, pairs, fragments[i][2 * h], fragments[i][2 * h + 1]);
+        for (int i = 0; i < 4 && n + i < TILES; i++)
+          store_two<DIM>(to, row, col + 8 * (n + i), true, x[i]);
+    }
+  } else {
+    /* Any layout, and odd head dims: not unrolled, which took a tenth of the time of compiling forward at d 128.
+     * Registers have no index: the next tile moves to the first one's. */
+    const bool together = is_together(to, 2);
+    two x[TILES];
+#pragma unroll
+    for (int n = 0; n < TILES; n++)
+      x[n] = make_two(fragments[n][2 * h], fragments[n][2 * h + 1]);
+#pragma unroll 1
+    for (int n = present ? 0 : TILES; n < TILES; n++) {
+      store_two<DIM>(to, row, col + 8 * n, together, x[0]);
+#pragma unroll
+      for (int i = 0; i + 1 < TILES; i++)
+        x[i] = x[i + 1];
+    }
   }
+//% end
 }

@@ -1,6 +1,6 @@
 /*
  * Tiles: some rows of DIM 16-bit elements in shared memory, one behind the other. Columns from the head dim on, up to a
- * multiple of 16, are zero.
+ * multiple of 16, are zero, or of 8 where more are not read (forward at 16 bits).
  *
  * ldmatrix reads the same 16 bytes of eight rows at once, and they must lie in eight different groups of banks; a copy is
  * written a line of 128 bytes at a time. Padded rows do for the first, but then each line that comes from a tensor lies
@@ -55,7 +55,7 @@ static __device__ __forceinline__ int lane_b(int lane)
   return tile_index<DIM>((lane >> 4) * 8 + (lane & 7), (lane >> 3 & 1) * 8);
 }
 
-static __device__ __forceinline__ long long head_offset(const struct fa_tensor &tensor, int batch, int head, int row)
+static __device__ __forceinline__ long long head_offset(const struct fa_tensor &tensor, u32 batch, u32 head, u32 row)
 {
   return batch * tensor.stride_batch + head * tensor.stride_head + row * tensor.stride_row;
 }

@@ -25,7 +25,7 @@ static __device__ __forceinline__ int query_blocks(const struct fa_params &param
 }
 
 /* The part of one head. */
-static __device__ __forceinline__ struct workspace find_workspace(const struct fa_params &params, int batch, int head)
+static __device__ __forceinline__ struct workspace find_workspace(const struct fa_params &params, u32 batch, u32 head)
 {
 //% if dq_sums
   long long per_head = query_blocks(params), all = params.batch * params.heads_q * per_head;

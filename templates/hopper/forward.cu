@@ -36,6 +36,7 @@ enum {
   THREADS = 128 * (CONSUMERS + 1),
   M_TILES = 1, /* 16 rows of a warp */
   N_TILES = BLOCK_N / 8,
+  V_TILES = DIM_V / 8,
   QUERY_BYTES = CHUNKS_QK * BLOCK_M * 128,
   KEY_BYTES = CHUNKS_QK * BLOCK_N * 128,
   VALUE_BYTES = CHUNKS_V * BLOCK_N * 128,
@@ -89,7 +90,7 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
                                               struct ring<STAGES> &keys, struct ring<STAGES> &values)
 {
   const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  float output[M_TILES][DIM_V / 8][4] = {}, scores[M_TILES][N_TILES][4];
+  float output[M_TILES][V_TILES][4] = {}, scores[M_TILES][N_TILES][4];
   u32 weights[BLOCK_N / 16][4];
   struct rows rows;
   begin_rows(rows, params, w.first_query + 64 * warpgroup + 16 * warp + lane / 4);

@@ -35,6 +35,7 @@ enum {
   THREADS = 128 * (CONSUMERS + 1),
   M_TILES = 1, /* 16 rows of a warp */
   N_TILES = BLOCK_N / 8,
+  V_TILES = DIM_V / 8,
   QUERY_BYTES = CHUNKS_QK * BLOCK_M * 256,
   PANEL_BYTES = BLOCK_N * 256,
   KEY_BYTES = CHUNKS_QK * PANEL_BYTES, /* of a block of keys */
@@ -69,7 +70,7 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
 {
   const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const struct operands from = find_operands(params, w);
-  float output[M_TILES][DIM_V / 8][4] = {}, scores[M_TILES][N_TILES][4];
+  float output[M_TILES][V_TILES][4] = {}, scores[M_TILES][N_TILES][4];
   struct weights weights;
   struct rows rows;
   const int row = 64 * warpgroup + 16 * warp + lane / 4, first_key = lane % 4 * 2;

@@ -94,7 +94,7 @@ static __device__ __forceinline__ void multiply_columns(float (&sums)[WIDTH_V / 
 }
 
 /* Add sums that have been waited for to a chunk of columns; those of the first keys rescale what was there. */
-static __device__ __forceinline__ void add_columns(float (&output)[M_TILES][DIM_V / 8][4], float (&sums)[WIDTH_V / 2],
+static __device__ __forceinline__ void add_columns(float (&output)[M_TILES][V_TILES][4], float (&sums)[WIDTH_V / 2],
                                                    const struct rows &rows, float factor, int chunk, bool is_first)
 {
   keep_registers(sums);
@@ -107,7 +107,7 @@ static __device__ __forceinline__ void add_columns(float (&output)[M_TILES][DIM_
 
 /* output = output * rescale + (weights V) * factor, in pieces of a chunk of columns and SUM_KEYS keys. Where there are
  * registers for two of them, one is multiplied while the one before is added. */
-static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][DIM_V / 8][4],
+static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][V_TILES][4],
                                                        const struct weights &weights, const struct rows &rows,
                                                        float value_factor, u32 shared, struct panels &panels)
 {

@@ -101,7 +101,7 @@ static __device__ __forceinline__ float split_keys(char *tile, const float *from
 {
   constexpr int WARPS = SPLIT_THREADS / 32, OWN = (BLOCK_N + WARPS - 1) / WARPS;
   int warp = threadIdx.x / 32;
-  bool pairs = has_pairs(tensor);
+  bool pairs = is_together(tensor, 2);
   float x[OWN][CHUNKS][2];
   u32 largest = 0;
 #pragma unroll
@@ -131,7 +131,7 @@ static __device__ __forceinline__ float split_keys(char *tile, const float *from
 static __device__ __forceinline__ void split_queries(char *tile, float *factors, const float *from,
                                                      const struct fa_params &params, int rows)
 {
-  bool pairs = has_pairs(params.query);
+  bool pairs = is_together(params.query, 2);
   float sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
 #pragma unroll 2
   for (int row = threadIdx.x / 32; row < BLOCK_M; row += SPLIT_THREADS / 32) {

@@ -15,7 +15,7 @@ static __device__ __forceinline__ void round_queries(struct rows &rows, unsigned
   const int first = 64 * warpgroup + 16 * warp, present = (int)params.seqlen_q - w.first_query - first;
   const float *from = (const float *)params.query.data +
                       head_offset(params.query, w.batch, w.head, w.first_query + first);
-  const bool pairs = has_pairs(params.query);
+  const bool pairs = is_together(params.query, 2);
   /* A negative softmax scale becomes a positive one of -Q: the largest score is then still the one that weighs most. */
   const float sign = params.softmax_scale < 0 ? -1.0f : 1.0f;
   /* A product is one of all four warps. The ISA does not say that a warp's wait for it covers no more than the rows that

@@ -22,7 +22,18 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
   const float growth = old_unit * inverse_power(rows.output_unit);
   /* Of what is smaller by 2^60, fp16 would hold nothing in any case. */
   const int less_by = min(biased_exponent(rows.output_unit) - biased_exponent(rows.value_factor), 60);
-  bool large = false;
+  bool seldom = false, large = false; /* as in softmax.h */
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float new_max = fmaxf(rows.max[m][h], largest[m][h] * unit);
+      seldom = seldom || largest[m][h] < 0 ||
+               is_large(__fmul_rn(__fmul_rn(new_max, rows.factor), MAX_UNIT * rows.query_factor[m][h]));
+    }
+  seldom = __any_sync(0xffffffffu, seldom);
+  if (seldom)
+    find_largest_negative(largest, scores);
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -40,7 +51,8 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
       origin[m][h] = mine ? 0.0f : product;
       rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor * row_unit : old_product - product);
     }
-  subtract_largest(scores, largest, large);
+  if (seldom)
+    subtract_largest(scores, largest, large);
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
 #pragma unroll
@@ -58,4 +70,5 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
       rows.sum[m][h] = rows.sum[m][h] * rows.rescale[m][h] + sum * power_of_two(less_by);
       rows.rescale[m][h] *= growth;
     }
+  rows.moved = __any_sync(0xffffffffu, rows.rescale[0][0] != 1 || rows.rescale[0][1] != 1);
 }

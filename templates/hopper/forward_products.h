@@ -11,7 +11,7 @@ static __device__ __forceinline__ void multiply_keys(float (&scores)[M_TILES][N_
 }
 
 /* Issue output += weights V. V's next 64 columns are a chunk away. */
-static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][DIM_V / 8][4],
+static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][V_TILES][4],
                                                        const u32 (&weights)[BLOCK_N / 16][4], u32 values)
 {
   u64 b = matrix_descriptor(values, BLOCK_N * 128, 1024, 128);
@@ -31,13 +31,22 @@ static __device__ __forceinline__ void negate_scores(float (&scores)[M_TILES][N_
       flat(scores[0])[i] = -flat(scores[0])[i];
 }
 
-static __device__ __forceinline__ void rescale_output(float (&output)[M_TILES][DIM_V / 8][4], const struct rows &rows)
+//% if precision == "full"
+/* The output is rescaled later: it is still being summed. */
+static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
+                                               int seqlen_k)
 {
-  /* After the first blocks of keys, maxima seldom change. */
-  if (!__any_sync(0xffffffffu, rows.rescale[0][0] != 1 || rows.rescale[0][1] != 1))
+  follow_largest(scores, rows, first_key, seqlen_k);
+  weigh_scores(scores, rows);
+}
+
+//% end
+static __device__ __forceinline__ void rescale_output(float (&output)[M_TILES][V_TILES][4], const struct rows &rows)
+{
+  if (!rows.moved)
     return;
 #pragma unroll
-  for (int n = 0; n < DIM_V / 8; n++)
+  for (int n = 0; n < V_TILES; n++)
 #pragma unroll
     for (int e = 0; e < 4; e++)
       output[0][n][e] *= rows.rescale[0][e / 2];

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # What query and key are multiplied by. "integers": rounded to integers, so that scores are exact; "nan": a key is
 # NaN; "positive": value is; "infinite": a few elements of all inputs are infinite or NaN (infinite.py); "uneven": each
-# 48 rows have magnitudes of their own.
+# 48 rows have magnitudes of their own; "negative": all scores are.
 DATA = {"normal": 1.0, "large": 8.0, "tiny": 2.0**-20, "zero": 0.0, "integers": 3.0, "nan": 1.0, "positive": 1.0}
-DATA |= {"infinite": 1.0, "uneven": 1.0}
+DATA |= {"infinite": 1.0, "uneven": 1.0, "negative": 1.0}
 UNEVEN = {"query": (1.0, 4.0), "key": (1.0, 0.25), "value": (16.0, 1.0, 0.125, 64.0)}
 
 
@@ -48,6 +48,8 @@ def values(case: Case) -> dict[str, Tensor]:
             of_row = torch.tensor(factors).repeat_interleave(48)
             rows = torch.arange(result[name].shape[2]) % len(of_row)
             result[name] = (result[name].float() * of_row[rows, None]).to(result[name].dtype)
+    if case.data == "negative":
+        result["query"], result["key"] = result["query"].abs(), -result["key"].abs()
     if case.data == "positive":
         result["value"] = result["value"].abs()
     if case.data == "nan" and case.seqlen_k:
@@ -100,7 +102,9 @@ def check(case: Case, inputs: dict[str, Tensor], actual: dict[str, Tensor], expe
 
 
 def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list[str]:
-    """Of forward's largest score and sum of weights of each row; a text if some are wrong.
+    """Of what forward's exponents count from and the sum of weights of each row; a text if some are wrong.
+
+    At 16 bits on a GPU exponents may count from a score that is less than the largest by SLACK (softmax.h).
 
     Where a score is infinite or NaN the two must not make a finite number: that is how backward knows of it.
 
@@ -114,6 +118,7 @@ def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list
     spoiled = (~scores.isfinite() & ~hidden).any(-1)
     scores, magnitude = scores.masked_fill_(hidden, -math.inf), magnitude.masked_fill_(hidden, 0)
     bound = -(-case.head_dim // 16) * 2 * 17 * 2.0**-23 * magnitude.amax(-1) + 2.0**-100
+    slack = 8 * math.log(2) if case.dtype != "fp32" else 0.0
     largest = lse[..., 0].double() * abs(case.scale)
     total = largest + lse[..., 1].double().log()
     exponents = 2.0**-21 * scores.amax(-1).abs() + (case.seqlen_k + 16) * 2.0**-23
@@ -123,6 +128,8 @@ def check_statistics(case: Case, inputs: dict[str, Tensor], lse: Tensor) -> list
         ("log of the sum of exponentials", total, scores.logsumexp(-1), bound + exponents),
     ):
         wrong = ~((actual - expected).abs() <= error) & ~spoiled
+        if actual is largest:
+            wrong &= ~((actual < expected) & (actual >= expected - slack - error))
         if actual is total:
             wrong, expected = wrong | (spoiled & total.isfinite()), expected.masked_fill(spoiled, math.nan)
         if wrong.any():

@@ -17,7 +17,8 @@ sum are contracted, the order of sums. The terms:
                 weights (WEIGHT_EXPONENT of softmax.h) is added to the argument before it is rounded
     16 bits     a weight x with the error e is rounded to something between round(x - e) and round(x + e). That is one
                 number for most x: only those beside the middle of two neighbours may fall either way. So a weight is
-                formed here as the kernel forms it, from the largest score of the blocks of keys so far
+                formed here as the kernel forms it, from the largest score of the blocks of keys so far, or from one
+                that is less, as long as no weight is above 2^slack (must_move of softmax.h)
     output      a rescale for each block of keys, with an error as a weight's: its exponents add up to how far the
                 largest score has grown; the row's sum; a division
     gradients   from the output and the statistics that are given: bits, with no error
@@ -39,7 +40,7 @@ EXP2 = 2.0**-22 + 2.0**-24  # relative: the GPU's, and the emulator's, which rou
 ULP = 2.0**-24  # a rounding in fp32, relative
 SPLIT = 2.0**-22  # an fp32 number as two fp16, relative
 SPLIT_ABSOLUTE = 2.0**-38  # the same, of the largest of its tile
-WEIGHT_EXPONENT = {"fp16": 0, "bf16": -20, "fp32": 14}
+WEIGHT_EXPONENT = {"fp16": 0, "bf16": -28, "fp32": 14}
 STEP = {"hopper": 17 * 2.0**-25 + 2.0**-23, "ampere": 2 * (9 * 2.0**-24 + 2.0**-23)}
 
 
@@ -132,7 +133,16 @@ class Weights:
     total: Value  # of each row, relative to its largest score
 
 
-def _weights(case: Case, given: dict[str, Tensor], model: str) -> Weights:
+def follow(of_block: Tensor, slack: float) -> Tensor:
+    """What exponents count from in each block of keys, from the last block to the first; slack in units of scores."""
+    blocks = list(of_block.flip(-1).unbind(-1))
+    origins = blocks[:1]
+    for largest in blocks[1:]:
+        origins.append(torch.where(largest > origins[-1] + slack, largest, origins[-1]))
+    return torch.stack(origins[::-1], -1)
+
+
+def _weights(case: Case, given: dict[str, Tensor], model: str, slack: float) -> Weights:
     arithmetic, factor = Arithmetic(case.dtype, model), case.scale / math.log(2)
     scores, hidden = _scores(case, arithmetic, given)
     _, used = _native.source(problem(case, "forward"), config(case, "forward").decode())
@@ -144,7 +154,7 @@ def _weights(case: Case, given: dict[str, Tensor], model: str) -> Weights:
         seen, beyond = x.masked_fill(hidden, -math.inf), (0, blocks * block_n - case.seqlen_k)
         padded = torch.nn.functional.pad(seen, beyond, value=-math.inf)
         of_block = padded.unflatten(-1, (blocks, block_n)).amax(-1)
-        return of_block.flip(-1).cummax(-1).values.flip(-1).repeat_interleave(block_n, -1)[..., : case.seqlen_k]
+        return follow(of_block, slack / factor).repeat_interleave(block_n, -1)[..., : case.seqlen_k]
 
     low, largest, high = (largest_so_far(x) for x in (scores.x - scores.error, scores.x, scores.x + scores.error))
     largest_seen = largest.masked_fill(largest.isinf(), 0)  # there are blocks of which a row sees nothing
@@ -166,9 +176,9 @@ def _weights(case: Case, given: dict[str, Tensor], model: str) -> Weights:
     )
 
 
-def output(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor]:
+def output(case: Case, given: dict[str, Tensor], model: str, slack: float) -> tuple[Tensor, Tensor]:
     """Of forward: the interval of each element."""
-    w = _weights(case, given, model)
+    w = _weights(case, given, model, slack)
     value = w.arithmetic.operand(given["value"].repeat_interleave(case.heads_q // case.heads_kv, 1))
     rounded = w.arithmetic.round(Value(w.weight, w.weight * w.relative))
     left = Value(rounded.x * w.rescale, rounded.error * w.rescale + rounded.x * w.rescale * w.rescaling)
@@ -177,12 +187,12 @@ def output(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Te
     return w.arithmetic.result(Value(x.x / total.x, error))
 
 
-def statistics(case: Case, given: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor]:
+def statistics(case: Case, given: dict[str, Tensor], model: str, slack: float) -> tuple[Tensor, Tensor]:
     """Of forward: the interval of the largest score and of the sum of weights of each row.
 
     The sum is relative to the largest score that the kernel found, which is not exact either.
     """
-    w = _weights(case, given, model)
+    w = _weights(case, given, model, slack)
     total, error = w.total.x[..., 0], w.total.error[..., 0]
     error = error + (total + error) * (EXP2 + 2 * ULP)  # of the weights of all keys, the largest score's is in theirs
     largest_error = w.largest.error + ULP * w.largest.x.abs()

@@ -15,6 +15,15 @@ FEW_WARPS = "block_m=32,block_n=32,num_warps=2,num_stages=1,warp_keys=16"
 BROAD_BLOCKS = "block_m=32,block_n=64,num_warps=4,num_stages=1,warp_keys=32"  # two warps share 32 keys
 
 CAUSAL = call("backward", "fp16", 40, seqlen_q=100, heads_q=1, causal=True, config=SMALL_BLOCKS)
+# Each warp has rows of dQ to itself, with all columns.
+ONE_COLUMN_WARP = call(
+    "backward",
+    head_dim=40,
+    seqlen_q=70,
+    seqlen_k=141,
+    heads_q=1,
+    config="block_m=64,block_n=64,num_warps=2,num_stages=1,warp_keys=32",
+)
 TALL = call("backward", "fp16", 40, seqlen_q=70, seqlen_k=141, heads_q=1, config=TALL_BLOCKS)
 GROUPED = call("backward", "fp16", 40, batch=2, seqlen_q=37, heads_q=4, heads_kv=2, config=SMALL_BLOCKS)
 ODD_DIM = call("backward", "fp16", 33, seqlen_q=70, heads_q=1, config=SMALL_BLOCKS)
@@ -73,8 +82,8 @@ MUTATIONS = [
               "(batch * params.heads_q * params.seqlen_q + first) * 2"),
     _mutation("dQ's sums not cleared", CAUSAL,
               "grad_query[i] = make_float4(0, 0, 0, 0);", ";"),
-    _mutation("dQ's sums cleared but for the last", CAUSAL,
-              "i < BLOCK_M * DIM_QK / 4; i += BEGIN_THREADS", "i < BLOCK_M * DIM_QK / 4 - 1; i += BEGIN_THREADS"),
+    _mutation("half of dQ's sums cleared", CAUSAL,
+              "i < BLOCK_M * DIM_QK / 4; i += BEGIN_THREADS", "i < BLOCK_M * DIM_QK / 8; i += BEGIN_THREADS"),
     _mutation("turns not cleared", ORDERED,
               "w.turns[block * WARPS + threadIdx.x] = 0;", ";"),
     # --- workspace and steps
@@ -172,7 +181,7 @@ MUTATIONS = [
               "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
     _mutation("one barrier a step: queries loaded where those of the step are", ONE_BARRIER,
               "c.stage + 1 < STAGES ?", "c.stage + 2 < STAGES ?"),
-    _mutation("eight columns too many are taken for zeros", TALL,
+    _mutation("eight columns too many are taken for zeros", ONE_COLUMN_WARP,
               "16 * unit + 8 >= HEAD", "16 * unit + 24 >= HEAD"),
     _mutation("dQ's units begin as if they were spread evenly", CAUSAL,
               "column_warp < more ? column_warp : more", "0"),
@@ -208,7 +217,7 @@ MUTATIONS = [
     _mutation("rows of dQ exchanged", CAUSAL,
               "threadIdx.x % 32 / 4 + 8 * h;", "threadIdx.x % 32 / 4 + 4 * h;"),
     _mutation("a row behind the last of dK is written", CAUSAL,
-              "at < rows, 8 * first_tile", "at <= rows, 8 * first_tile"),
+              "at < (u32)rows, 8 * first_tile", "at <= (u32)rows, 8 * first_tile"),
     _mutation("dQ computed where it is not wanted", UNWANTED,
               "if (!params.grad_query.data)", "if (false)", within="end_queries"),
     _mutation("dK stored where it is not wanted", UNWANTED,

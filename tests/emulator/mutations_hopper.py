@@ -27,10 +27,21 @@ ONE_BLOCK = _call(head_dim=64, seqlen_q=700, seqlen_k=60, config=SMALL_BLOCKS)
 # One stage of Q, and a block has several tiles of queries.
 ONE_QUERY = _call(head_dim=128, seqlen_q=300, config="block_m=128,block_n=176,num_stages=2,persistent=1")
 # After many blocks of keys the largest scores of few rows change.
-MANY_BLOCKS = _call(head_dim=64, seqlen_q=128, seqlen_k=600, heads_q=1, config="block_m=128,block_n=16,num_stages=2")
+LARGE_BLOCKS = _call(
+    head_dim=64, seqlen_q=128, seqlen_k=600, heads_q=1, data="large", config="block_m=128,block_n=16,num_stages=2"
+)
 GROUPS_OF_HEADS = Call(MANY_KEYS, seeds=(0,))
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, batch=7, seqlen_q=40, seqlen_k=130, data="infinite", config=SMALL_BLOCKS)
+# Every second tile of weights of a polynomial.
+_POLYNOMIAL = "block_m=128,block_n=64,num_stages=2,polynomial=2"
+POLYNOMIAL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, config=_POLYNOMIAL)
+LARGE_POLYNOMIAL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, data="large", config=_POLYNOMIAL)
+NAN_POLYNOMIAL = _call(head_dim=64, seqlen_q=40, seqlen_k=250, heads_q=1, data="nan", config=_POLYNOMIAL)  # of key 125
+LARGE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, data="large", config=SMALL_BLOCKS)
+# After many blocks of keys, those in which no row has its largest score so far.
+HUGE_SCORES = _call(head_dim=64, seqlen_q=10, seqlen_k=600, heads_q=1, data="integers", scale=1e12, config=SMALL_BLOCKS)
+ALL_NEGATIVE = _call(head_dim=64, seqlen_q=70, seqlen_k=250, heads_q=1, data="negative", scale=16, config=SMALL_BLOCKS)
 ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
 
 _mutation = partial(Mutation, "hopper forward")
@@ -146,7 +157,7 @@ MUTATIONS = [
               "wgmma_wait<0>();", ";", within="attend", times=3, only=1),
     _mutation("scores read before they are there", FULL,
               "wgmma_wait<1>();", "wgmma_wait<2>();", within="attend"),
-    _mutation("output rescaled while it is summed", FULL,
+    _mutation("output rescaled while it is summed", LARGE,
               "wgmma_wait<0>();", ";", within="attend", times=3, only=2),
     _mutation("output stored before it is there", FULL,
               "wgmma_wait<0>();", ";", within="attend", times=3, only=3),
@@ -184,12 +195,12 @@ MUTATIONS = [
               "weights, b, 1);", "weights, b, 0);"),
     _mutation("fragments of the weights exchanged", FULL,
               "pack(fragments[2 * k + i / 2][i % 2 * 2],", "pack(fragments[2 * k + i % 2][i / 2 * 2],"),
-    _mutation("output not rescaled", FULL,
+    _mutation("output not rescaled", LARGE,
               "output[0][n][e] *= rows.rescale[0][e / 2];", ";"),
-    _mutation("output rescaled by the other row's", FULL,
+    _mutation("output rescaled by the other row's", LARGE,
               "output[0][n][e] *= rows.rescale[0][e / 2];", "output[0][n][e] *= rows.rescale[0][e % 2];"),
-    _mutation("half of the rows have no vote on the rescale", MANY_BLOCKS,
-              "rows.rescale[0][0] != 1 || rows.rescale[0][1] != 1", "rows.rescale[0][0] != 1"),
+    _mutation("half of the rows have no vote on a move", LARGE_BLOCKS,
+              "seldom |= must_move(", "seldom |= h == 0 && must_move("),
     _mutation("negative scale: first scores only", NEGATIVE,
               "negate_scores(scores, params);", ";", times=2, only=2),
     # --- softmax
@@ -197,12 +208,22 @@ MUTATIONS = [
               "int last_key = seqlen_k - 1;", "int last_key = seqlen_k;"),
     _mutation("causal: a key too many", CAUSAL,
               "rows.first + 16 * m + 8 * h);", "rows.first + 16 * m + 8 * h + 1);"),
-    _mutation("largest score as if one were positive", ONE_KEY,
-              "if (__any_sync(0xffffffffu, highest < 0)) {", "if (false) {"),
+    _mutation("largest score as if one were positive", ALL_NEGATIVE,
+              "seldom |= largest[m][h] < 0;", ";"),
+    _mutation("large scores not voted on", HUGE_SCORES,
+              "seldom |= is_large(__fmul_rn(rows.max[m][h], rows.factor));", ";"),
     _mutation("a score of -inf not among the lowest", INFINITE,
               "lowest >= 0xff800000u", "lowest > 0xff800000u"),
     _mutation("a score of -inf forgotten at the next block", INFINITE,
-              "rows.poisoned |= lowest", "rows.poisoned = lowest"),
+              "rows.poisoned |= poison", "rows.poisoned = poison"),
+    _mutation("NaN is nothing to the polynomial", NAN_POLYNOMIAL,
+              "lowest >= 0xff800000u || highest >= 0x7f800000;", "lowest >= 0xff800000u;"),
+    _mutation("polynomial: whole exponents left out", POLYNOMIAL,
+              "__float_as_uint(y) + (__float_as_uint(whole) << 23)", "__float_as_uint(y)"),
+    _mutation("polynomial: the rest of an exponent left out", POLYNOMIAL,
+              "y = fmaf(y, rest, 1.0f);", "y = 1;"),
+    _mutation("polynomial: exponents below the least", LARGE_POLYNOMIAL,
+              "x = fmaxf(x, least);", ";"),
     # --- registers
     _mutation("more registers asked for than there are", FULL,
               "registers_increase<240>();", "registers_increase<248>();", within="forward"),

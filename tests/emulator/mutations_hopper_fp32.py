@@ -66,7 +66,7 @@ MUTATIONS = [
     _mutation("odd head dim: a column of the next row", ODD,
               "inside && col + 1 < HEAD ? row", "inside && col < HEAD ? row"),
     _mutation("pairs where the layout has none", ODD_ROWS,
-              "bool pairs = has_pairs(tensor);", "bool pairs = true;"),
+              "bool pairs = is_together(tensor, 2);", "bool pairs = true;"),
     _mutation("narrow chunks: columns of 64", NARROW,
               "int col = WIDTH * chunk", "int col = 64 * chunk"),
     _mutation("narrow chunks: sums of 64 columns", NARROW,

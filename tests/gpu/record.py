@@ -75,7 +75,9 @@ def record_attention(run: attention.Run, name: str, target: str) -> dict[str, np
     results = attention.record(run, name, target)
     as_stored = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.float32}
     arrays = {n: t.contiguous().view(as_stored[t.dtype]).numpy() for n, t in results.items()}
-    return {"target": np.array(target), "config": np.array(attention.CASES[name].config), **arrays}
+    case = attention.CASES[name]
+    settings = {"config": np.array(case.config), "slack": np.array(attention.SLACK[case.dtype])}
+    return {"target": np.array(target), **settings, **arrays}
 
 
 def files(run: Run, run_attention: attention.Run, is_hopper: bool) -> Files:
