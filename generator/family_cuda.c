@@ -314,7 +314,6 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "end_threads", END_THREADS) |
          fa_constants_offer_int(constants, "combine_threads", COMBINE_THREADS) |
          fa_constants_offer_int(constants, "max_of_three", architecture_of(problem->target) == 90) |
-         fa_constants_offer_int(constants, "polynomial", 0) |
          fa_constants_offer_int(constants, "d_splits", count_d_splits(c)) |
          fa_constants_offer_int(constants, "tiles_qk", count_column_tiles(problem->head_dim, count_d_splits(c))) |
          fa_constants_offer_int(constants, "tiles_v", count_value_tiles(problem, c)) |

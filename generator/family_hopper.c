@@ -10,8 +10,6 @@
  *   num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
  *   persistent   forward. 1: a block of threads takes one tile of queries after another, and loads ahead into the next;
  *                0: one tile each, which the GPU hands out as blocks end
- *   polynomial   forward at 16 bits. p > 0: weights of every p-th 8 keys are exponentials of a polynomial, not of the
- *                unit for functions; 0: none
  */
 #include "generator/family_hopper.h"
 
@@ -23,28 +21,25 @@ enum {
 };
 
 typedef struct hopper_config {
-  int block_m, block_n, num_stages, persistent, polynomial;
+  int block_m, block_n, num_stages, persistent;
 } hopper_config;
 
 static hopper_config read_config(const fa_config *config) {
   return (hopper_config){.block_m = fa_config_get(config, "block_m", 0),
                          .block_n = fa_config_get(config, "block_n", 0),
                          .num_stages = fa_config_get(config, "num_stages", 0),
-                         .persistent = fa_config_get(config, "persistent", 0),
-                         .polynomial = fa_config_get(config, "polynomial", 0)};
+                         .persistent = fa_config_get(config, "persistent", 0)};
 }
 
 /* One product in fp32: K and V come from the workspace without tensor maps, and consumers round Q for themselves. */
 static bool rounds_inputs(const fa_problem *problem) { return problem->dtype == FA_FP32; }
 
 static void write_config(const fa_problem *problem, hopper_config from, fa_config *config) {
-  const int count = problem->op == FA_BACKWARD ? 3 : rounds_inputs(problem) ? 4 : 5;
-  *config = (fa_config){.count = count,
+  *config = (fa_config){.count = problem->op == FA_FORWARD ? 4 : 3,
                         .item = {{"block_m", from.block_m},
                                  {"block_n", from.block_n},
                                  {"num_stages", from.num_stages},
-                                 {"persistent", from.persistent},
-                                 {"polynomial", from.polynomial}}};
+                                 {"persistent", from.persistent}}};
 }
 
 /* Warpgroups of forward that compute, beside one that loads. */
@@ -119,9 +114,6 @@ static int check_forward(const fa_problem *problem, hopper_config c, char *messa
     snprintf(message, message_size, "block_n is %d; it must be a multiple of 16 from 16 to 256", c.block_n);
   else if (c.persistent != 0 && c.persistent != 1)
     snprintf(message, message_size, "persistent is %d; it must be 0 or 1", c.persistent);
-  else if (c.polynomial < 0 || c.polynomial == 1 || c.polynomial > c.block_n / 8)
-    snprintf(message, message_size, "polynomial is %d; it must be 0, or from 2 to an eighth of block_n, %d",
-             c.polynomial, c.block_n / 8);
   else if (accumulators(problem, c) + 24 > consumer_registers(c))
     snprintf(message, message_size, "block_m %d and block_n %d need %d registers for sums; %d fit", c.block_m,
              c.block_n, accumulators(problem, c), consumer_registers(c) - 24);
@@ -161,39 +153,17 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
  * list. */
 typedef struct choices {
   int dim;
-  hopper_config list[10];
+  hopper_config list[7];
 } choices;
 static const choices forward_lists[] = {
-    {64,
-     {{192, 128, 2, 1, 0},
-      {128, 128, 2, 1, 0},
-      {128, 192, 2, 1, 0},
-      {192, 128, 2, 0, 0},
-      {128, 192, 2, 0, 0},
-      {128, 64, 3, 1, 0},
-      {192, 128, 2, 1, 4},
-      {128, 128, 2, 1, 4},
-      {128, 192, 2, 1, 4}}},
-    {128,
-     {{128, 128, 2, 1, 0},
-      {128, 176, 2, 1, 0},
-      {128, 128, 2, 0, 0},
-      {128, 64, 3, 1, 0},
-      {128, 128, 2, 1, 4},
-      {128, 176, 2, 1, 4}}},
-    {192,
-     {{128, 112, 2, 1, 0},
-      {128, 96, 2, 1, 0},
-      {128, 112, 2, 0, 0},
-      {128, 80, 2, 1, 0},
-      {128, 64, 2, 1, 0},
-      {128, 112, 2, 1, 4}}},
-    {FA_MAX_HEAD_DIM,
-     {{128, 80, 2, 1, 0}, {128, 64, 2, 1, 0}, {128, 80, 2, 0, 0}, {128, 48, 2, 1, 0}, {128, 80, 2, 1, 4}}},
+    {64, {{192, 128, 2, 1}, {128, 128, 2, 1}, {128, 192, 2, 1}, {192, 128, 2, 0}, {128, 64, 3, 1}}},
+    {128, {{128, 128, 2, 1}, {128, 176, 2, 1}, {128, 128, 2, 0}, {128, 64, 3, 1}}},
+    {192, {{128, 112, 2, 1}, {128, 96, 2, 1}, {128, 112, 2, 0}, {128, 80, 2, 1}, {128, 64, 2, 1}}},
+    {FA_MAX_HEAD_DIM, {{128, 64, 2, 1}, {128, 80, 2, 1}, {128, 64, 2, 0}, {128, 80, 2, 0}, {128, 48, 2, 1}}},
 };
 static const choices backward_lists[] = {
-    {64, {{64, 128, 3, 0, 0}, {64, 128, 4, 0, 0}, {64, 128, 2, 0, 0}}},
-    {128, {{64, 128, 3, 0, 0}, {64, 128, 2, 0, 0}}},
+    {64, {{64, 128, 3, 0}, {64, 128, 4, 0}, {64, 128, 2, 0}}},
+    {128, {{64, 128, 3, 0}, {64, 128, 2, 0}}},
 };
 
 /* With a causal mask and few keys, 192 queries see too many that they do not look at (H100, bf16, d 64, S 512: 151
@@ -209,7 +179,7 @@ static int candidates(const fa_problem *problem, const fa_shape *shape, fa_confi
   int count = 0;
   for (int tall = 0; tall < 2; tall++)
     for (const hopper_config *c = of->list; c->block_m; c++)
-      if ((is_short && c->block_m > 128) == tall && !(c->polynomial && rounds_inputs(problem)))
+      if ((is_short && c->block_m > 128) == tall)
         write_config(problem, *c, &configs[count++]);
   return count;
 }
@@ -255,7 +225,6 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "end_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "split_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "persistent", c.persistent) |
-         fa_constants_offer_int(constants, "polynomial", c.polynomial) |
          fa_constants_offer_int(constants, "shared_bytes", shared_bytes(problem, c));
 }
 

@@ -159,7 +159,7 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "width_v", width_v(problem)) |
          fa_constants_offer_int(constants, "sum_keys", sum_keys(c)) |
          fa_constants_offer_int(constants, "pieces_at_once", pieces_at_once(problem, c)) |
-         fa_constants_offer_int(constants, "max_of_three", 1) | fa_constants_offer_int(constants, "polynomial", 0) |
+         fa_constants_offer_int(constants, "max_of_three", 1) |
          fa_constants_offer_int(constants, "persistent", c.persistent) |
          fa_constants_offer_int(constants, "shared_bytes", shared_bytes(problem, c));
 }

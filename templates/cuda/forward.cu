@@ -209,7 +209,7 @@ forward(const __grid_constant__ struct fa_params params)
     copy_commit();
 //% end
 //% if !split
-    if (block == w.end_block - 1 && params.softmax_scale < 0)
+    if (block == w.end_block - 1 && is_negative(params.softmax_scale))
       negate_queries(queries);
 //% end
     multiply_keys(scores, queries + warp * 16 * M_TILES * DIM_QK, keys + block % STAGES * KEY_TILE);

@@ -156,11 +156,7 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
 //%   end
       }
 //%   if dtype != "fp32"
-//%     if polynomial
-      bool poison = lowest >= 0xff800000u || highest >= 0x7f800000; /* exp2_polynomial makes no NaN of NaN */
-//%     else
       bool poison = lowest >= 0xff800000u;
-//%     end
       rows.poisoned |= poison ? 1u << (2 * m + h) : 0;
 //%   end
       float high = __int_as_float(highest);
@@ -232,25 +228,6 @@ static __device__ __forceinline__ void subtract_largest(float (&scores)[M_TILES]
 }
 
 //% end
-//% if polynomial
-/* As exp2_approx, of a number up to 126, by the units that multiply: the one for functions takes 8 cycles for a warp, and
- * while a warp alone computes weights it waits for that. x = whole + rest with |rest| <= 1/2; 2^rest is a polynomial with
- * the least largest error (1.9e-7 of the value) of those that are 1 at 0, and whole is added to its exponent. Up to -127
- * the result is 0, and that of NaN is some number. `least` is -127: from whatever it is computed, this comes behind. */
-static __device__ __forceinline__ float exp2_polynomial(float x, float least)
-{
-  const float shift = 0x1.8p23f; /* the last bit of a sum with it is worth 1 */
-  x = fmaxf(x, least);
-  float whole = x + shift, rest = x - (whole - shift);
-  float y = fmaf(0x1.5bba14p-10f, rest, 0x1.3cea88p-7f);
-  y = fmaf(y, rest, 0x1.c6b752p-5f);
-  y = fmaf(y, rest, 0x1.ebf9bcp-3f);
-  y = fmaf(y, rest, 0x1.62e42ap-1f);
-  y = fmaf(y, rest, 1.0f);
-  return __uint_as_float(__float_as_uint(y) + (__float_as_uint(whole) << 23));
-}
-
-//% end
 //% if dtype != "fp32"
 /* What exponents of a row count from stays what it is until a weight would be larger than 2^SLACK (conditional rescaling,
  * FlashAttention-4, arXiv:2603.05451): after the first block of keys it hardly ever moves. Weights are floats and keep
@@ -267,7 +244,12 @@ static __device__ __forceinline__ void move_rows(float (&scores)[M_TILES][N_TILE
 {
   bool large = false, moved = false;
 //%   if by_bits
-  find_largest_negative(largest, scores);
+  bool negative = false;
+#pragma unroll
+  for (int m = 0; m < M_TILES; m++)
+    negative |= largest[m][0] < 0 || largest[m][1] < 0;
+  if (__any_sync(0xffffffffu, negative))
+    find_largest_negative(largest, scores);
 //%   end
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
@@ -330,17 +312,7 @@ static __device__ __forceinline__ void weigh_scores(float (&scores)[M_TILES][N_T
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           float &x = scores[m][n][2 * h + e];
-          x = fmaf(x, rows.factor, start);
-//%   if polynomial
-          /* Behind exponentials of the tiles before, which otherwise ptxas puts behind all polynomials: the longest chain
-           * first. Neither then fills the other's gaps. */
-          if (n % ${polynomial} == ${polynomial - 1})
-            x = exp2_polynomial(x, fmaf(scores[m][n - ${polynomial - 1}][2 * h + e], 0, -127));
-          else
-            x = exp2_approx(x);
-//%   else
-          x = exp2_approx(x);
-//%   end
+          x = exp2_approx(fmaf(x, rows.factor, start));
           sum += x;
         }
       rows.sum[m][h] += sum;

@@ -89,7 +89,7 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
 //% end
                                               struct ring<STAGES> &keys, struct ring<STAGES> &values)
 {
-  const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int warpgroup = warpgroup_index() - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   float output[M_TILES][V_TILES][4] = {}, scores[M_TILES][N_TILES][4];
   u32 weights[BLOCK_N / 16][4];
   struct rows rows;

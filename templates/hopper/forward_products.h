@@ -25,7 +25,7 @@ static __device__ __forceinline__ void multiply_values(float (&output)[M_TILES][
 static __device__ __forceinline__ void negate_scores(float (&scores)[M_TILES][N_TILES][4],
                                                      const struct fa_params &params)
 {
-  if (params.softmax_scale < 0)
+  if (is_negative(params.softmax_scale))
 #pragma unroll
     for (int i = 0; i < 4 * N_TILES; i++)
       flat(scores[0])[i] = -flat(scores[0])[i];

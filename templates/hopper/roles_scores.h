@@ -17,8 +17,8 @@ static __device__ __forceinline__ void multiply_part(float (&product)[8][4], u32
 }
 
 /* This warp's 16 queries of a part of weights or d_scores, at 16 bits, to its chunk, which products take as their left
- * operand; once all warps have done so, the chunk is full. */
-static __device__ __forceinline__ void share_scores(u32 chunk, u32 full, const float (&scores)[8][4])
+ * operand. */
+static __device__ __forceinline__ void write_scores(u32 chunk, const float (&scores)[8][4])
 {
   /* A lane points at a row of one of the four 8x8 matrices: queries 0-7 and 8-15, of 8 keys and of the next 8. */
   const int lane = threadIdx.x % 32, query = threadIdx.x / 32 % 4 * 16 + lane % 16;
@@ -27,9 +27,15 @@ static __device__ __forceinline__ void share_scores(u32 chunk, u32 full, const f
 #pragma unroll
   for (int k = 0; k < 4; k++)
     stmatrix_x4(chunk + query * 128 + ((2 * k + lane / 16) ^ query % 8) * 16, left[k]);
+}
+
+/* Products may read what this warp has written; once all warps say so, the chunk is full. The fence waits for the writes,
+ * which stand in line behind products' reads of shared memory. */
+static __device__ __forceinline__ void share_scores(u32 full)
+{
   fence_async_shared();
   __syncwarp();
-  if (lane == 0)
+  if (threadIdx.x % 32 == 0)
     barrier_arrive(full);
 }
 
@@ -44,7 +50,13 @@ static __device__ __forceinline__ bool is_masked(const struct work &w, int first
   return first_key + 64 > w.seqlen_k;
 }
 
-/* COUNT parts from `first_part` on. */
+//% let share_late = head_dim <= 128 && head_dim_v <= 128
+/* COUNT parts from `first_part` on.
+//% if share_late
+ * What is written is shared once what is written next has been computed: this warpgroup is the slowest, and does not wait
+ * for its writes then.
+//% end
+ */
 template <int COUNT>
 static __device__ __forceinline__ void make_scores(const struct fa_params &params, const struct work &w, int first_part,
                                                    const unsigned char *memory, u32 shared)
@@ -56,6 +68,9 @@ static __device__ __forceinline__ void make_scores(const struct fa_params &param
   struct rows rows = begin_rows(params);
   const int first_row = threadIdx.x / 32 % 4 * 16; /* of the warp */
   float weights[8][4], d_scores[8][4];
+//% if share_late
+  u32 written = 0; /* barrier of the part of d_scores that is not yet shared */
+//% end
   barrier_wait(shared + KEY_FULL, 0);
   for (int step = 0; step < w.num_steps; step++) {
     const int first_query = at.block * BLOCK_M;
@@ -75,9 +90,16 @@ static __device__ __forceinline__ void make_scores(const struct fa_params &param
       weigh_keys(weights, rows);
       if (is_masked(w, first_key, first_query))
         hide_keys(weights, rows, first_key, w.seqlen_k);
+//% if share_late
+      if (i > 0 || step > 0)
+        share_scores(written);
+//% end
       if (i == 0)
         wait_empty(shared + WEIGHT_EMPTY, weight_tile);
-      share_scores(shared + WEIGHTS + part * CHUNK, shared + WEIGHT_FULL + 8 * part, weights);
+      write_scores(shared + WEIGHTS + part * CHUNK, weights);
+//% if !share_late
+      share_scores(shared + WEIGHT_FULL + 8 * part);
+//% end
       wgmma_wait<0>();
       keep_registers(flat(d_scores));
       if (i == COUNT - 1)
@@ -85,14 +107,24 @@ static __device__ __forceinline__ void make_scores(const struct fa_params &param
       weigh_gradients(d_scores, weights, rows);
       if (is_masked(w, first_key, first_query))
         hide_keys(d_scores, rows, first_key, w.seqlen_k);
+//% if share_late
+      share_scores(shared + WEIGHT_FULL + 8 * part);
+//% end
       if (i == 0)
         wait_empty(shared + D_SCORE_EMPTY, tile);
-      share_scores(shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,
-                   shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part), d_scores);
+      write_scores(shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK, d_scores);
+//% if share_late
+      written = shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part);
+//% else
+      share_scores(shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part));
+//% end
     }
     advance(weight_tile);
     advance(tile);
     advance(stage);
     advance(at, params, w);
   }
+//% if share_late
+  share_scores(written);
+//% end
 }

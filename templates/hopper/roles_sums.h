@@ -103,6 +103,12 @@ static __device__ __forceinline__ void sum_keys_and_values(const struct fa_param
       wait_full(shared + WEIGHT_FULL + 8 * part, weight_tile);
       add_product(values[part], shared + WEIGHTS + part * CHUNK, shared + GRADS + stage.stage * GRAD_BYTES);
     }
+    wgmma_wait<0>(); /* d_scores come later in any case, and not at all before these weights are given back */
+#pragma unroll
+    for (int part = 0; part < PARTS; part++)
+      keep_registers(flat(values[part]));
+    release_and_advance(shared + WEIGHT_EMPTY, weight_tile);
+    release(shared + GRAD_EMPTY, stage);
     wait_full(shared + QUERY_FULL, stage);
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
@@ -110,12 +116,6 @@ static __device__ __forceinline__ void sum_keys_and_values(const struct fa_param
       add_product(keys[part], shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,
                   shared + QUERIES + stage.stage * QUERY_BYTES);
     }
-    wgmma_wait<PARTS>();
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-      keep_registers(flat(values[part]));
-    release_and_advance(shared + WEIGHT_EMPTY, weight_tile);
-    release(shared + GRAD_EMPTY, stage);
     wgmma_wait<0>();
 #pragma unroll
     for (int part = 0; part < PARTS; part++)

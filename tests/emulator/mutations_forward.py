@@ -191,7 +191,7 @@ MUTATIONS = [
     _mutation("base 2 taken for e", FULL,
               "* 1.4426950408889634", ""),
     _mutation("sign of the scale forgotten", NEGATIVE,
-              "params.softmax_scale < 0)", "false)"),
+              "is_negative(params.softmax_scale))", "false)"),
     _mutation("first maximum 0, not -inf", LARGE,
               "rows.max[m][h] = -INF;", "rows.max[m][h] = 0;"),
     _mutation("sign of an exponent", FULL,

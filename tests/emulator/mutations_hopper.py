@@ -33,11 +33,6 @@ LARGE_BLOCKS = _call(
 GROUPS_OF_HEADS = Call(MANY_KEYS, seeds=(0,))
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, batch=7, seqlen_q=40, seqlen_k=130, data="infinite", config=SMALL_BLOCKS)
-# Every second tile of weights of a polynomial.
-_POLYNOMIAL = "block_m=128,block_n=64,num_stages=2,polynomial=2"
-POLYNOMIAL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, config=_POLYNOMIAL)
-LARGE_POLYNOMIAL = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, data="large", config=_POLYNOMIAL)
-NAN_POLYNOMIAL = _call(head_dim=64, seqlen_q=40, seqlen_k=250, heads_q=1, data="nan", config=_POLYNOMIAL)  # of key 125
 LARGE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, data="large", config=SMALL_BLOCKS)
 # After many blocks of keys, those in which no row has its largest score so far.
 HUGE_SCORES = _call(head_dim=64, seqlen_q=10, seqlen_k=600, heads_q=1, data="integers", scale=1e12, config=SMALL_BLOCKS)
@@ -210,20 +205,14 @@ MUTATIONS = [
               "rows.first + 16 * m + 8 * h);", "rows.first + 16 * m + 8 * h + 1);"),
     _mutation("largest score as if one were positive", ALL_NEGATIVE,
               "seldom |= largest[m][h] < 0;", ";"),
+    _mutation("the largest of negative scores not searched for", ALL_NEGATIVE,
+              "negative |= largest[m][0] < 0 || largest[m][1] < 0;", ";"),
     _mutation("large scores not voted on", HUGE_SCORES,
               "seldom |= is_large(__fmul_rn(rows.max[m][h], rows.factor));", ";"),
     _mutation("a score of -inf not among the lowest", INFINITE,
               "lowest >= 0xff800000u", "lowest > 0xff800000u"),
     _mutation("a score of -inf forgotten at the next block", INFINITE,
               "rows.poisoned |= poison", "rows.poisoned = poison"),
-    _mutation("NaN is nothing to the polynomial", NAN_POLYNOMIAL,
-              "lowest >= 0xff800000u || highest >= 0x7f800000;", "lowest >= 0xff800000u;"),
-    _mutation("polynomial: whole exponents left out", POLYNOMIAL,
-              "__float_as_uint(y) + (__float_as_uint(whole) << 23)", "__float_as_uint(y)"),
-    _mutation("polynomial: the rest of an exponent left out", POLYNOMIAL,
-              "y = fmaf(y, rest, 1.0f);", "y = 1;"),
-    _mutation("polynomial: exponents below the least", LARGE_POLYNOMIAL,
-              "x = fmaxf(x, least);", ";"),
     # --- registers
     _mutation("more registers asked for than there are", FULL,
               "registers_increase<240>();", "registers_increase<248>();", within="forward"),

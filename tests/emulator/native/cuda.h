@@ -134,6 +134,7 @@ static __forceinline__ int __float2int_rd(float x) { return (int)__builtin_floor
 static __forceinline__ int __float2int_rz(float x) { return (int)x; }
 static __forceinline__ float __int2float_rn(int x) { return (float)x; }
 static __forceinline__ float __double2float_rn(double x) { return (float)x; }
+static __forceinline__ int __double2hiint(double x) { return (int)(__builtin_bit_cast(long, x) >> 32); }
 static __forceinline__ int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 static __forceinline__ int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
 static __forceinline__ int __ffs(int x) { return __builtin_ffs(x); }
