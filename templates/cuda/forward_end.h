@@ -6,8 +6,7 @@
 /* Weights were exp2(score * factor - origin), origin being rounded: by how much. */
 static __device__ __forceinline__ float origin_rest(float max, float factor)
 {
-  float origin = __fmul_rn(max, factor);
-  return is_large(origin) ? 0.0f : fmaf(max, factor, -origin);
+  return is_large(__fmul_rn(max, factor)) ? 0.0f : fmaf(max, factor, -find_origin(max, factor));
 }
 
 //%   end

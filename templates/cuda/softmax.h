@@ -229,9 +229,16 @@ static __device__ __forceinline__ void subtract_largest(float (&scores)[M_TILES]
 
 //% end
 //% if dtype != "fp32"
-/* What exponents of a row count from stays what it is until a weight would be larger than 2^SLACK (conditional rescaling,
- * FlashAttention-4, arXiv:2603.05451): after the first block of keys it hardly ever moves. Weights are floats and keep
- * all their bits, and fp16 has room for them. */
+/* What exponents of a row are less by, as `start` in weigh_scores has it: rounded once more where the exponent of the unit of
+ * weights takes it over a power of two. */
+static __device__ __forceinline__ float find_origin(float max, float factor)
+{
+  return WEIGHT_EXPONENT - (WEIGHT_EXPONENT - __fmul_rn(max, factor));
+}
+
+/* The score that exponents of a row count from stays what it is until a weight would be larger than 2^SLACK (conditional
+ * rescaling, FlashAttention-4, arXiv:2603.05451): after the first block of keys it hardly ever moves. Weights are floats and
+ * keep all their bits, and fp16 has room for them. */
 static __device__ __forceinline__ bool must_move(float max, float largest, float factor)
 {
   return (largest - max) * factor > SLACK;
@@ -259,12 +266,11 @@ static __device__ __forceinline__ void move_rows(float (&scores)[M_TILES][N_TILE
       float new_max = must_move(old_max, largest[m][h], rows.factor) ? largest[m][h] : old_max;
       rows.max[m][h] = new_max;
       new_max = new_max == -INF ? 0.0f : new_max;
-      float product = __fmul_rn(new_max, rows.factor);
-      bool mine = is_large(product);
+      bool mine = is_large(__fmul_rn(new_max, rows.factor));
       large = large || mine;
       largest[m][h] = mine ? new_max : 0.0f;
       rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor
-                                            : __fmul_rn(old_max, rows.factor) - product); /* as it was rounded then */
+                                            : find_origin(old_max, rows.factor) - find_origin(new_max, rows.factor));
       rows.sum[m][h] *= rows.rescale[m][h];
       moved = moved || rows.rescale[m][h] != 1;
     }

@@ -114,10 +114,11 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
   release_and_advance(shared + KEY_EMPTY, keys);
 //% if precision == "reduced"
   use_factors(rows, factors[block]);
+  softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
 //% else
   negate_scores(scores, params);
+  begin_softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
 //% end
-  softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
   pack_fragments(weights, scores[0]);
   for (block--; block >= 0; block--) {
     wait_full(shared + KEY_FULL, keys);

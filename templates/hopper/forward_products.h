@@ -32,7 +32,32 @@ static __device__ __forceinline__ void negate_scores(float (&scores)[M_TILES][N_
 }
 
 //% if precision == "full"
-/* The output is rescaled later: it is still being summed. */
+/* The softmax of a tile's first block of keys: exponents count from its largest scores, and there are no sums yet. */
+static __device__ __forceinline__ void begin_softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows,
+                                                     int first_key, int seqlen_k)
+{
+  mask_block(scores, rows, first_key, seqlen_k);
+  find_largest(rows.max, scores, rows);
+  bool seldom = false;
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+    seldom |= rows.max[0][h] < 0 || is_large(__fmul_rn(rows.max[0][h], rows.factor));
+  if (__any_sync(0xffffffffu, seldom)) { /* as in move_rows */
+    find_largest_negative(rows.max, scores);
+    float largest[M_TILES][2];
+    bool large = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      bool mine = rows.max[0][h] != -INF && is_large(__fmul_rn(rows.max[0][h], rows.factor));
+      large = large || mine;
+      largest[0][h] = mine ? rows.max[0][h] : 0.0f;
+    }
+    subtract_largest(scores, largest, large);
+  }
+  weigh_scores(scores, rows);
+}
+
+/* That of the others. The output is rescaled later: it is still being summed. */
 static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
                                                int seqlen_k)
 {

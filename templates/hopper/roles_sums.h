@@ -103,7 +103,7 @@ static __device__ __forceinline__ void sum_keys_and_values(const struct fa_param
       wait_full(shared + WEIGHT_FULL + 8 * part, weight_tile);
       add_product(values[part], shared + WEIGHTS + part * CHUNK, shared + GRADS + stage.stage * GRAD_BYTES);
     }
-    wgmma_wait<0>(); /* d_scores come later in any case, and not at all before these weights are given back */
+    wgmma_wait<0>(); /* d_scores come later in any case, and the next weights not before these are given back */
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
       keep_registers(flat(values[part]));

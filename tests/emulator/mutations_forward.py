@@ -211,7 +211,7 @@ MUTATIONS = [
     _mutation("sum not rescaled", LARGE,
               "rows.sum[m][h] *= rows.rescale[m][h];", ";"),
     _mutation("rounding of large maxima not undone", HUGE_SCORES,
-              "bool mine = is_large(product);", "bool mine = false;"),
+              "bool mine = is_large(__fmul_rn(new_max, rows.factor));", "bool mine = false;"),
     _mutation("rounding of the maximum in lse not undone", LSE_OF_LARGE,
               "exp2_approx(-origin_rest(", "exp2_approx(origin_rest("),
     # --- infinities

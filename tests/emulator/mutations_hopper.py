@@ -37,7 +37,6 @@ LARGE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, data="large", 
 # After many blocks of keys, those in which no row has its largest score so far.
 HUGE_SCORES = _call(head_dim=64, seqlen_q=10, seqlen_k=600, heads_q=1, data="integers", scale=1e12, config=SMALL_BLOCKS)
 ALL_NEGATIVE = _call(head_dim=64, seqlen_q=70, seqlen_k=250, heads_q=1, data="negative", scale=16, config=SMALL_BLOCKS)
-ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", config=SMALL_BLOCKS)
 
 _mutation = partial(Mutation, "hopper forward")
 
@@ -207,6 +206,13 @@ MUTATIONS = [
               "seldom |= largest[m][h] < 0;", ";"),
     _mutation("the largest of negative scores not searched for", ALL_NEGATIVE,
               "negative |= largest[m][0] < 0 || largest[m][1] < 0;", ";"),
+    _mutation("first block: largest score as if one were positive", ALL_NEGATIVE,
+              "rows.max[0][h] < 0 || ", ""),
+    _mutation("first block: large scores not voted on", HUGE_SCORES,
+              "seldom |= rows.max[0][h] < 0 || is_large(__fmul_rn(rows.max[0][h], rows.factor));",
+              "seldom |= rows.max[0][h] < 0;"),
+    _mutation("first block: large scores not subtracted", HUGE_SCORES,
+              "largest[0][h] = mine ? rows.max[0][h] : 0.0f;", "largest[0][h] = 0;"),
     _mutation("large scores not voted on", HUGE_SCORES,
               "seldom |= is_large(__fmul_rn(rows.max[m][h], rows.factor));", ";"),
     _mutation("a score of -inf not among the lowest", INFINITE,
