@@ -31,9 +31,6 @@ static hopper_config read_config(const fa_config *config) {
                          .persistent = fa_config_get(config, "persistent", 0)};
 }
 
-/* One product in fp32: K and V come from the workspace without tensor maps, and consumers round Q for themselves. */
-static bool rounds_inputs(const fa_problem *problem) { return problem->dtype == FA_FP32; }
-
 static void write_config(const fa_problem *problem, hopper_config from, fa_config *config) {
   *config = (fa_config){.count = problem->op == FA_FORWARD ? 4 : 3,
                         .item = {{"block_m", from.block_m},
@@ -51,6 +48,9 @@ enum { BACKWARD_THREADS = 128 * 4, NARROW_DIM = 64 };
 static bool is_narrow(const fa_problem *problem) {
   return problem->head_dim <= NARROW_DIM && problem->head_dim_v <= NARROW_DIM;
 }
+
+/* One product in fp32: K and V come from the workspace without tensor maps, and consumers round Q for themselves. */
+static bool rounds_inputs(const fa_problem *problem) { return problem->dtype == FA_FP32; }
 
 /* As templates/hopper/forward_shared.h lays it out. */
 static int forward_shared_with(const fa_problem *problem, hopper_config c, int query_stages) {

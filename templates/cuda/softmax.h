@@ -156,8 +156,7 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
 //%   end
       }
 //%   if dtype != "fp32"
-      bool poison = lowest >= 0xff800000u;
-      rows.poisoned |= poison ? 1u << (2 * m + h) : 0;
+      rows.poisoned |= lowest >= 0xff800000u ? 1u << (2 * m + h) : 0;
 //%   end
       float high = __int_as_float(highest);
 //% else

@@ -218,7 +218,7 @@ MUTATIONS = [
     _mutation("a score of -inf not among the lowest", INFINITE,
               "lowest >= 0xff800000u", "lowest > 0xff800000u"),
     _mutation("a score of -inf forgotten at the next block", INFINITE,
-              "rows.poisoned |= poison", "rows.poisoned = poison"),
+              "rows.poisoned |= lowest", "rows.poisoned = lowest"),
     # --- registers
     _mutation("more registers asked for than there are", FULL,
               "registers_increase<240>();", "registers_increase<248>();", within="forward"),
