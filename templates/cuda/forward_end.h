@@ -2,25 +2,15 @@
 //% include "cuda/store.h"
 
 //% if precision == "full"
-//%   if dtype != "fp32"
-/* Weights were exp2(score * factor - origin), origin being rounded: by how much. */
-static __device__ __forceinline__ float origin_rest(float max, float factor)
-{
-  return is_large(__fmul_rn(max, factor)) ? 0.0f : fmaf(max, factor, -find_origin(max, factor));
-}
-
-//%   end
 /* What exponents count from and the sum of weights, so that a weight is exp2((score - max) * factor) / sum. */
 static __device__ __forceinline__ void store_statistics(float *lse, const struct rows &rows, int m, int h)
 {
 //%   if dtype == "fp32"
   lse[0] = rows.max[m][h] * rows.query_factor[m][h] * MAX_UNIT;
-  lse[1] = rows.sum[m][h];
 //%   else
   lse[0] = rows.max[m][h];
-  /* As if the maximum had been subtracted first, which backward does. */
-  lse[1] = rows.sum[m][h] * exp2_approx(-origin_rest(rows.max[m][h], rows.factor));
 //%   end
+  lse[1] = rows.sum[m][h];
 }
 
 //% end

@@ -101,7 +101,7 @@ combine_splits(const __grid_constant__ struct fa_params params)
   float unit = find_split_rows(params, 0, blockIdx.x).rows->unit; /* the same in all that see a key, as the first does */
   float exponent = (row.max - max) * factor * MAX_UNIT * unit;
 //% else
-  float exponent = (row.max - max) * factor - origin_rest(row.max, factor);
+  float exponent = (row.max - max) * factor;
 //% end
   float mine = exp2_approx(exponent);
   weights[threadIdx.x] = mine;

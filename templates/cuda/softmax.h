@@ -68,8 +68,10 @@ static __device__ __forceinline__ float bounded(float factor) { return fminf(fma
 
 //% end
 //% if dtype != "fp32" || precision == "reduced"
-/* Does the rounding of a largest score times the factor count? Weights are then computed in another way. */
-static __device__ __forceinline__ bool is_large(float product) { return fabsf(product) > 0x1p21f; }
+/* Does the rounding of a largest score times the factor count? The score is then subtracted first. Below it is at most
+ * 2^-15, with bf16's WEIGHT_EXPONENT 2^-13.4: as parts of a weight far less than 16 bits keep, so that nothing makes up
+ * for it in rescales and in lse. */
+static __device__ __forceinline__ bool is_large(float product) { return fabsf(product) > 0x1p10f; }
 
 //% end
 static __device__ __forceinline__ void begin_rows(struct rows &rows, const struct fa_params &params, int first
@@ -228,13 +230,6 @@ static __device__ __forceinline__ void subtract_largest(float (&scores)[M_TILES]
 
 //% end
 //% if dtype != "fp32"
-/* What exponents of a row are less by, as `start` in weigh_scores has it: rounded once more where the exponent of the unit of
- * weights takes it over a power of two. */
-static __device__ __forceinline__ float find_origin(float max, float factor)
-{
-  return WEIGHT_EXPONENT - (WEIGHT_EXPONENT - __fmul_rn(max, factor));
-}
-
 /* The score that exponents of a row count from stays what it is until a weight would be larger than 2^SLACK (conditional
  * rescaling, FlashAttention-4, arXiv:2603.05451): after the first block of keys it hardly ever moves. Weights are floats and
  * keep all their bits, and fp16 has room for them. */
@@ -268,8 +263,7 @@ static __device__ __forceinline__ void move_rows(float (&scores)[M_TILES][N_TILE
       bool mine = is_large(__fmul_rn(new_max, rows.factor));
       large = large || mine;
       largest[m][h] = mine ? new_max : 0.0f;
-      rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor
-                                            : find_origin(old_max, rows.factor) - find_origin(new_max, rows.factor));
+      rows.rescale[m][h] = exp2_approx((old_max - new_max) * rows.factor);
       rows.sum[m][h] *= rows.rescale[m][h];
       moved = moved || rows.rescale[m][h] != 1;
     }

@@ -44,12 +44,11 @@ static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES]
       /* Exponents are rounded once, by the first factor; the others are powers of two. */
       float row_unit = MAX_UNIT * rows.query_factor[m][h];
       float product = __fmul_rn(__fmul_rn(new_max, rows.factor), row_unit);
-      float old_product = __fmul_rn(__fmul_rn(old_max, rows.factor), row_unit);
       bool mine = is_large(product);
       large = large || mine;
       largest[m][h] = mine ? new_max * inverse_power(unit) : 0.0f;
       origin[m][h] = mine ? 0.0f : product;
-      rows.rescale[m][h] = exp2_approx(mine ? (old_max - new_max) * rows.factor * row_unit : old_product - product);
+      rows.rescale[m][h] = exp2_approx((old_max - new_max) * rows.factor * row_unit);
     }
   if (seldom)
     subtract_largest(scores, largest, large);

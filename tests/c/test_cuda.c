@@ -95,6 +95,24 @@ static void test_describe(void) {
     IN_CHILD(in_child_describe, (void *)&scenarios[i]);
 }
 
+/* A slice of a GPU (MIG) is a kind of its own, though named alike: what is fastest depends on the number of SMs. */
+static void in_child_slice(void *unused) {
+  (void)unused;
+  char message[FA_MESSAGE_SIZE] = "";
+  fake_cuda *fake = fake_cuda_open();
+  fa_family_of_tests = &help_family;
+  fake->device[1] = fake->device[0];
+  fake->device[1].processors = 16;
+  fa_device whole, slice;
+  CHECK_NUMBER(fa_cuda_describe(0, &whole, message), FA_OK);
+  CHECK_NUMBER(fa_cuda_describe(1, &slice, message), FA_OK);
+  CHECK_TEXT(whole.kind, "Fake H100, 132 SMs");
+  CHECK_TEXT(slice.kind, "Fake H100, 16 SMs");
+  CHECK_TEXT(slice.target, whole.target);
+  CHECK_NUMBER(slice.processors, 16);
+}
+static void test_slice(void) { IN_CHILD(in_child_slice, NULL); }
+
 static void in_child_info(void *unused) {
   (void)unused;
   char *text = NULL;
@@ -333,6 +351,7 @@ int main(void) {
   help_begin();
   RUN(test_no_driver);
   RUN(test_describe);
+  RUN(test_slice);
   RUN(test_info);
   RUN(test_load);
   RUN(test_launch);

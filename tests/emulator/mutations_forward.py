@@ -53,7 +53,6 @@ DIRECT = call(
 DIRECT_SPLITS = call("forward", "fp32", 40, seqlen_q=3, seqlen_k=1100, heads_q=1, data="large", config=DIRECT_BLOCKS)
 ODD_DIRECT = call("forward", "fp32", 40, seqlen_q=37, seqlen_k=66, layout="odd", config=DIRECT_BLOCKS)
 # Backward, which reads what forward left: 1 or 0 are the only weights of such scores.
-LSE_OF_LARGE = call("backward", head_dim=40, seqlen_q=70, heads_q=1, data="integers", scale=1e4)
 
 _mutation = partial(Mutation, "forward")
 
@@ -210,10 +209,8 @@ MUTATIONS = [
               "#define SLACK 8.0f", "#define SLACK 20.0f"),
     _mutation("sum not rescaled", LARGE,
               "rows.sum[m][h] *= rows.rescale[m][h];", ";"),
-    _mutation("rounding of large maxima not undone", HUGE_SCORES,
+    _mutation("large maxima not subtracted first", HUGE_SCORES,
               "bool mine = is_large(__fmul_rn(new_max, rows.factor));", "bool mine = false;"),
-    _mutation("rounding of the maximum in lse not undone", LSE_OF_LARGE,
-              "exp2_approx(-origin_rest(", "exp2_approx(origin_rest("),
     # --- infinities
     _mutation("a score of -inf forgotten", INFINITE,
               "rows.poisoned |= low == -INF ? 1u << (2 * m + h) : 0;", ";"),
@@ -228,8 +225,8 @@ MUTATIONS = [
               "params.seqlen_q + query) * 2", "params.seqlen_q + query / 2 * 2) * 2"),
     _mutation("largest score in lse off", FULL,
               "lse[0] = rows.max[m][h];", "lse[0] = rows.max[m][h] * 1.001f;"),
-    _mutation("sum in lse not rescaled", FULL,
-              "lse[1] = rows.sum[m][h] *", "lse[1] = rows.sum[m][h] * rows.rescale[m][h] *"),
+    _mutation("sum in lse of another row", FULL,
+              "lse[1] = rows.sum[m][h];", "lse[1] = rows.sum[m][1 - h];"),
     _mutation("lse written where it is not wanted", NO_LSE,
               "if (present && params.lse && threadIdx.x % 4 == 0)", "if (present && threadIdx.x % 4 == 0)"),
     _mutation("a row behind the last is written", FULL,

@@ -36,7 +36,7 @@ INFINITE = _call(head_dim=64, batch=7, seqlen_q=40, seqlen_k=130, data="infinite
 LARGE = _call(head_dim=64, seqlen_q=140, seqlen_k=250, heads_q=1, data="large", config=SMALL_BLOCKS)
 # After many blocks of keys, those in which no row has its largest score so far.
 HUGE_SCORES = _call(head_dim=64, seqlen_q=10, seqlen_k=600, heads_q=1, data="integers", scale=1e12, config=SMALL_BLOCKS)
-ALL_NEGATIVE = _call(head_dim=64, seqlen_q=70, seqlen_k=250, heads_q=1, data="negative", scale=16, config=SMALL_BLOCKS)
+ALL_NEGATIVE = _call(head_dim=64, seqlen_q=70, seqlen_k=250, heads_q=1, data="negative", scale=8, config=SMALL_BLOCKS)
 
 _mutation = partial(Mutation, "hopper forward")
 
