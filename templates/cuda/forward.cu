@@ -217,7 +217,8 @@ forward(const __grid_constant__ struct fa_params params)
     rows.key_factor = key_factor;
     softmax(scores, rows, block * BLOCK_N + lane % 4 * 2, w.seqlen_k);
 //% else
-    follow_largest(scores, rows, block * BLOCK_N + lane % 4 * 2, w.seqlen_k, output);
+    mask_block(scores, rows, block * BLOCK_N + lane % 4 * 2, w.seqlen_k);
+    follow_largest(scores, rows, output);
     weigh_scores(scores, rows);
 //% end
 //% if !direct

@@ -99,9 +99,10 @@ static __device__ __forceinline__ void begin_rows(struct rows &rows, const struc
 //% end
 }
 
-/* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. (Selected,
- * not assigned if hidden: the same code, compiled in 6 % less time at d 128.) */
-static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
+/* Hide keys that a row does not see: score [m][n][2 h + e] belongs to row [m][h] and key first_key + 8 n + e. Those of tiles
+ * before FIRST are all seen. (Selected, not assigned if hidden: the same code, compiled in 6 % less time at d 128.) */
+template <int FIRST, int TILES>
+static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][TILES][4], const struct rows &rows,
                                                    int first_key, int seqlen_k)
 {
 #pragma unroll
@@ -114,7 +115,7 @@ static __device__ __forceinline__ void mask_scores(float (&scores)[M_TILES][N_TI
 //% end
       last_key -= first_key;
 #pragma unroll
-      for (int n = 0; n < N_TILES; n++)
+      for (int n = FIRST; n < TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++)
           scores[m][n][2 * h + e] = 8 * n + e > last_key ? LOWEST : scores[m][n][2 * h + e];
@@ -137,8 +138,9 @@ static __device__ __forceinline__ float largest_of_lanes(float high)
 //% else
 /* The largest score of each row in this block of keys; -inf where none is seen. */
 //% end
+template <int TILES>
 static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2],
-                                                    const float (&scores)[M_TILES][N_TILES][4], struct rows &rows)
+                                                    const float (&scores)[M_TILES][TILES][4], struct rows &rows)
 {
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
@@ -150,7 +152,7 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
       u32 lowest = 0;
 //%   end
 #pragma unroll
-      for (int n = 0; n < N_TILES; n++) {
+      for (int n = 0; n < TILES; n++) {
         u32 x = __float_as_uint(scores[m][n][2 * h]), y = __float_as_uint(scores[m][n][2 * h + 1]);
         highest = __vimax3_s32(highest, (int)x, (int)y);
 //%   if dtype != "fp32"
@@ -167,7 +169,7 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
       float low = 0;
 //%   end
 #pragma unroll
-      for (int n = 0; n < N_TILES; n++)
+      for (int n = 0; n < TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           high = fmaxf(high, scores[m][n][2 * h + e]);
@@ -185,8 +187,9 @@ static __device__ __forceinline__ void find_largest(float (&largest)[M_TILES][2]
 //% if by_bits
 
 /* The same of rows where it is negative. */
+template <int TILES>
 static __device__ __forceinline__ void find_largest_negative(float (&largest)[M_TILES][2],
-                                                             const float (&scores)[M_TILES][N_TILES][4])
+                                                             const float (&scores)[M_TILES][TILES][4])
 {
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
@@ -194,7 +197,7 @@ static __device__ __forceinline__ void find_largest_negative(float (&largest)[M_
     for (int h = 0; h < 2; h++) {
       float high = LOWEST;
 #pragma unroll
-      for (int n = 0; n < N_TILES; n++)
+      for (int n = 0; n < TILES; n++)
         high = fmaxf(high, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
       largest[m][h] = largest_of_lanes(high);
     }
@@ -202,7 +205,8 @@ static __device__ __forceinline__ void find_largest_negative(float (&largest)[M_
 //% end
 
 /* Hide keys where the block has any that some row does not see. */
-static __device__ __forceinline__ void mask_block(float (&scores)[M_TILES][N_TILES][4], const struct rows &rows,
+template <int FIRST = 0, int TILES>
+static __device__ __forceinline__ void mask_block(float (&scores)[M_TILES][TILES][4], const struct rows &rows,
                                                   int first_key, int seqlen_k)
 {
   int end = first_key / BLOCK_N * BLOCK_N + BLOCK_N; /* keys before it are in this block */
@@ -211,20 +215,21 @@ static __device__ __forceinline__ void mask_block(float (&scores)[M_TILES][N_TIL
   masked = masked || end > rows.first / 16 * 16 + 1;
 //% end
   if (masked)
-    mask_scores(scores, rows, first_key, seqlen_k);
+    mask_scores<FIRST>(scores, rows, first_key, seqlen_k);
 }
 
 //% if dtype != "fp32" || precision == "reduced"
 /* Of rows whose origin is so large that its rounding would count the largest score is subtracted first; of the others
  * `largest` is 0. */
-static __device__ __forceinline__ void subtract_largest(float (&scores)[M_TILES][N_TILES][4],
+template <int TILES>
+static __device__ __forceinline__ void subtract_largest(float (&scores)[M_TILES][TILES][4],
                                                         const float (&largest)[M_TILES][2], bool large)
 {
   if (__any_sync(0xffffffffu, large))
 #pragma unroll
     for (int m = 0; m < M_TILES; m++)
 #pragma unroll
-      for (int i = 0; i < 4 * N_TILES; i++)
+      for (int i = 0; i < 4 * TILES; i++)
         scores[m][i / 4][i % 4] -= largest[m][i / 2 % 2];
 }
 
@@ -276,9 +281,8 @@ static __device__ __forceinline__ void move_rows(float (&scores)[M_TILES][N_TILE
  * here, where they are given, or as soon as that can be. */
 template <class... Sums>
 static __device__ __forceinline__ void follow_largest(float (&scores)[M_TILES][N_TILES][4], struct rows &rows,
-                                                      int first_key, int seqlen_k, Sums &...sums)
+                                                      Sums &...sums)
 {
-  mask_block(scores, rows, first_key, seqlen_k);
   float largest[M_TILES][2];
   find_largest(largest, scores, rows);
   bool seldom = false;
@@ -298,7 +302,8 @@ static __device__ __forceinline__ void follow_largest(float (&scores)[M_TILES][N
 }
 
 /* Scores become weights in place. */
-static __device__ __forceinline__ void weigh_scores(float (&scores)[M_TILES][N_TILES][4], struct rows &rows)
+template <int TILES>
+static __device__ __forceinline__ void weigh_scores(float (&scores)[M_TILES][TILES][4], struct rows &rows)
 {
 #pragma unroll
   for (int m = 0; m < M_TILES; m++)
@@ -307,7 +312,7 @@ static __device__ __forceinline__ void weigh_scores(float (&scores)[M_TILES][N_T
       float sum = 0, product = __fmul_rn(rows.max[m][h], rows.factor);
       float start = WEIGHT_EXPONENT - (is_large(product) ? 0.0f : product); /* large ones are subtracted: move_rows */
 #pragma unroll
-      for (int n = 0; n < N_TILES; n++)
+      for (int n = 0; n < TILES; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           float &x = scores[m][n][2 * h + e];

@@ -80,6 +80,21 @@ typedef half_bits element;
 //% include "hopper/fragments.h"
 //% include "hopper/forward_products.h"
 
+/* A block of keys that none of this warpgroup's queries sees, but those of another do. Given back before it is full, or before
+ * all lanes know that it is, a stage could be taken for the one before or after it. */
+static __device__ __forceinline__ void skip_block(int warpgroup, u32 shared, struct ring<STAGES> &keys,
+                                                  struct ring<STAGES> &values)
+{
+  take_turn(warpgroup);
+  give_turn(warpgroup);
+  wait_full(shared + KEY_FULL, keys);
+  __syncwarp();
+  release_and_advance(shared + KEY_EMPTY, keys);
+  wait_full(shared + VALUE_FULL, values);
+  __syncwarp();
+  release_and_advance(shared + VALUE_EMPTY, values);
+}
+
 /* One tile of queries, as a consumer sees it. */
 static __device__ __forceinline__ void attend(const struct fa_params &params, const struct work &w, u32 shared,
 //% if precision == "reduced"
@@ -96,6 +111,9 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
   begin_rows(rows, params, w.first_query + 64 * warpgroup + 16 * warp + lane / 4);
   const int first_key = lane % 4 * 2;
   int block = w.num_blocks - 1;
+  const int keys_seen = find_keys_seen(params, w, warpgroup);
+  for (; block * BLOCK_N >= keys_seen; block--)
+    skip_block(warpgroup, shared, keys, values);
 //% if precision == "reduced"
   const float2 *factors = find_operands(params, w).key_factors;
   const u32 tile = shared + QUERIES + warpgroup * 64 * 128;
@@ -117,7 +135,12 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
   softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
 //% else
   negate_scores(scores, params);
-  begin_softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
+//%   if causal && block_n % 128 == 0
+  begin_softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k, keys_seen - block * BLOCK_N);
+//%   else
+  mask_block(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
+  begin_softmax(scores, rows);
+//%   end
 //% end
   pack_fragments(weights, scores[0]);
   for (block--; block >= 0; block--) {
@@ -132,10 +155,14 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
     release_and_advance(shared + KEY_EMPTY, keys);
 //% if precision == "reduced"
     use_factors(rows, factors[block]);
+    softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
 //% else
     negate_scores(scores, params);
+//%   if causal && block_n % 64 != 0
+    mask_block(scores, rows, block * BLOCK_N + first_key, w.seqlen_k); /* else the first is the only one to be masked */
+//%   end
+    softmax(scores, rows);
 //% end
-    softmax(scores, rows, block * BLOCK_N + first_key, w.seqlen_k);
     wgmma_wait<0>();
     keep_registers(flat(output[0]));
     release_and_advance(shared + VALUE_EMPTY, values);

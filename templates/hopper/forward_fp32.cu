@@ -64,6 +64,22 @@ typedef float element;
 //% include "hopper/fragments.h"
 //% include "hopper/forward_fp32_products.h"
 
+/* A block of keys that none of this warpgroup's queries sees, but those of another do: all turns are passed on. */
+static __device__ __forceinline__ void skip_block(int warpgroup, bool is_first, u32 shared, struct panels &panels)
+{
+  if (TURNS == 2 || is_first)
+    take_turn(warpgroup);
+  give_turn(warpgroup);
+  take_turn(warpgroup);
+  if (TURNS == 2)
+    give_turn(warpgroup);
+  for (int chunk = 0; chunk < CHUNKS_QK + CHUNKS_V; chunk++) {
+    take_panel(shared, panels);
+    __syncwarp(); /* all lanes know that it is there before it is given back */
+    release_panel(shared, panels);
+  }
+}
+
 /* One tile of queries, as a consumer sees it. */
 static __device__ __forceinline__ void attend(const struct fa_params &params, const struct work &w, u32 shared,
                                               struct ring<1> &queries, struct panels &panels)
@@ -78,7 +94,10 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
   const u32 tile = shared + QUERIES + warpgroup * 64 * 128;
 
   wait_full(shared + QUERY_FULL, queries);
-  for (int block = w.num_blocks - 1; block >= 0; block--) {
+  int block = w.num_blocks - 1;
+  for (const int keys_seen = find_keys_seen(params, w, warpgroup); block * BLOCK_N >= keys_seen; block--)
+    skip_block(warpgroup, block == w.num_blocks - 1, shared, panels);
+  for (; block >= 0; block--) {
     const float2 factors = from.key_factors[block]; /* long before they are needed */
     if (TURNS == 2 || block == w.num_blocks - 1)
       take_turn(warpgroup);

@@ -33,10 +33,9 @@ static __device__ __forceinline__ void negate_scores(float (&scores)[M_TILES][N_
 
 //% if precision == "full"
 /* The softmax of a tile's first block of keys: exponents count from its largest scores, and there are no sums yet. */
-static __device__ __forceinline__ void begin_softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows,
-                                                     int first_key, int seqlen_k)
+template <int TILES>
+static __device__ __forceinline__ void begin_softmax(float (&scores)[M_TILES][TILES][4], struct rows &rows)
 {
-  mask_block(scores, rows, first_key, seqlen_k);
   find_largest(rows.max, scores, rows);
   bool seldom = false;
 #pragma unroll
@@ -57,11 +56,30 @@ static __device__ __forceinline__ void begin_softmax(float (&scores)[M_TILES][N_
   weigh_scores(scores, rows);
 }
 
-/* That of the others. The output is rescaled later: it is still being summed. */
-static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows, int first_key,
-                                               int seqlen_k)
+//%   if causal && block_n % 128 == 0
+/* Keys of a tile's first block of which this warpgroup's queries see none of the second half, or all of the first. */
+static __device__ __forceinline__ void begin_softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows,
+                                                     int first_key, int seqlen_k, int keys_seen)
 {
-  follow_largest(scores, rows, first_key, seqlen_k);
+  constexpr int HALF = N_TILES / 2;
+  if (keys_seen > BLOCK_N / 2) {
+    mask_block<HALF>(scores, rows, first_key, seqlen_k);
+    begin_softmax(scores, rows);
+    return;
+  }
+  auto &half = reinterpret_cast<float(&)[M_TILES][HALF][4]>(scores);
+  mask_scores<0>(half, rows, first_key, seqlen_k);
+  begin_softmax(half, rows);
+#pragma unroll
+  for (int i = 4 * HALF; i < 4 * N_TILES; i++)
+    flat(scores[0])[i] = 0;
+}
+
+//%   end
+/* That of the others. The output is rescaled later: it is still being summed. */
+static __device__ __forceinline__ void softmax(float (&scores)[M_TILES][N_TILES][4], struct rows &rows)
+{
+  follow_largest(scores, rows);
   weigh_scores(scores, rows);
 }
 

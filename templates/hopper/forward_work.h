@@ -64,3 +64,16 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
 //% end
   return true;
 }
+
+/* How many keys the 64 queries of a warpgroup see, the first ones; 1 if there are no such queries. */
+static __device__ __forceinline__ int find_keys_seen(const struct fa_params &params, const struct work &w, int warpgroup)
+{
+  const int first_query = w.first_query + 64 * warpgroup;
+  if (first_query >= (int)params.seqlen_q)
+    return 1;
+//% if causal
+  return min(first_query + 64, w.seqlen_k);
+//% else
+  return w.seqlen_k;
+//% end
+}

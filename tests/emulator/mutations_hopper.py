@@ -30,6 +30,21 @@ ONE_QUERY = _call(head_dim=128, seqlen_q=300, config="block_m=128,block_n=176,nu
 LARGE_BLOCKS = _call(
     head_dim=64, seqlen_q=128, seqlen_k=600, heads_q=1, data="large", config="block_m=128,block_n=16,num_stages=2"
 )
+# Three tiles of queries of 192, the last with rows for one consumer; blocks of 128 keys, of which some see half.
+HALVES = _call(head_dim=64, seqlen_q=400, heads_q=2, causal=True, config="block_m=192,block_n=128,num_stages=2")
+# Blocks of keys that some consumers skip: all but one at the end of the queries, and some under the diagonal.
+SKIPPED = _call(
+    head_dim=64,
+    seqlen_q=193,
+    seqlen_k=640,
+    heads_q=2,
+    heads_kv=1,
+    causal=True,
+    config=("block_m=192,block_n=128,num_stages=2,persistent=1"),
+)
+SKIPPED_ALONE = _call(
+    head_dim=64, seqlen_q=450, heads_q=2, causal=True, config=("block_m=192,block_n=64,num_stages=1,persistent=1")
+)
 GROUPS_OF_HEADS = Call(MANY_KEYS, seeds=(0,))
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, batch=7, seqlen_q=40, seqlen_k=130, data="infinite", config=SMALL_BLOCKS)
@@ -120,7 +135,7 @@ MUTATIONS = [
     _mutation("nobody begins", FULL,
               "give_turn(CONSUMERS - 1);", ";"),
     _mutation("a turn not given", FULL,
-              "give_turn(warpgroup);", ";", times=2, only=2),
+              "give_turn(warpgroup);", ";", times=2, only=2, within="attend"),
     _mutation("fewer threads at a turn's barrier", FULL,
               "named_barrier_wait(1 + warpgroup, 256);", "named_barrier_wait(1 + warpgroup, 128);"),
     _mutation("three consumers: turns of two", THREE,
@@ -129,17 +144,18 @@ MUTATIONS = [
     _mutation("Q not waited for", FULL,
               "wait_full(shared + QUERY_FULL, queries);", ";"),
     _mutation("first K not waited for", FULL,
-              "wait_full(shared + KEY_FULL, keys);", ";", times=2, only=1),
+              "wait_full(shared + KEY_FULL, keys);", ";", times=2, only=1, within="attend"),
     _mutation("K not waited for", FULL,
-              "wait_full(shared + KEY_FULL, keys);", ";", times=2, only=2),
+              "wait_full(shared + KEY_FULL, keys);", ";", times=2, only=2, within="attend"),
     _mutation("V not waited for", FULL,
-              "wait_full(shared + VALUE_FULL, values);", ";", times=2, only=1),
+              "wait_full(shared + VALUE_FULL, values);", ";", times=2, only=1, within="attend"),
     _mutation("last V not waited for", FULL,
-              "wait_full(shared + VALUE_FULL, values);", ";", times=2, only=2),
+              "wait_full(shared + VALUE_FULL, values);", ";", times=2, only=2, within="attend"),
     _mutation("K not given back", FULL,
-              "release_and_advance(shared + KEY_EMPTY, keys);", "advance(keys);", times=2, only=2),
+              "release_and_advance(shared + KEY_EMPTY, keys);", "advance(keys);", times=2, only=2, within="attend"),
     _mutation("V not given back", FULL,
-              "release_and_advance(shared + VALUE_EMPTY, values);", "advance(values);", times=2, only=1),
+              "release_and_advance(shared + VALUE_EMPTY, values);", "advance(values);", within="attend", times=2,
+              only=1),
     _mutation("last V given back before it has been read", ONE_BLOCK,
               "finish_rows(rows);\n  wgmma_wait<0>();\n  keep_registers(flat(output[0]));\n"
               "  release_and_advance(shared + VALUE_EMPTY, values);",
@@ -147,6 +163,29 @@ MUTATIONS = [
               "  keep_registers(flat(output[0]));"),
     _mutation("Q not given back", CAUSAL,
               "release_and_advance(shared + QUERY_EMPTY, queries);", "advance(queries);"),
+    # --- blocks of keys that only another consumer's queries see
+    _mutation("a block too many skipped", CAUSAL,
+              "min(first_query + 64, w.seqlen_k);", "min(first_query + 64 - 64 * warpgroup, w.seqlen_k);"),
+    _mutation("skipped: V given back before it is there", SKIPPED_ALONE,
+              "wait_full(shared + VALUE_FULL, values);", ";", within="skip_block"),
+    _mutation("skipped: K given back before all lanes know that it is there", SKIPPED,
+              "__syncwarp();", ";", times=2, only=1, within="skip_block"),
+    _mutation("skipped: V given back before all lanes know that it is there", SKIPPED,
+              "__syncwarp();", ";", times=2, only=2, within="skip_block"),
+    _mutation("skipped: turn not waited for", SKIPPED,
+              "take_turn(warpgroup);", ";", within="skip_block"),
+    _mutation("skipped: turn not passed on", SKIPPED,
+              "give_turn(warpgroup);", ";", within="skip_block"),
+    _mutation("first block: half where more is seen", HALVES,
+              "if (keys_seen > BLOCK_N / 2) {", "if (keys_seen > BLOCK_N) {"),
+    _mutation("first block: second half not cleared", HALVES,
+              "flat(scores[0])[i] = 0;", ";"),
+    _mutation("first block: second half not masked", HALVES,
+              "mask_block<HALF>(", "mask_block<N_TILES>("),
+    _mutation("first block: half of it not masked", HALVES,
+              "mask_scores<0>(half,", "mask_scores<HALF>(half,"),
+    _mutation("first block: masked where it is not cut off", HALVES,
+              "seqlen_k, keys_seen - block * BLOCK_N);", "seqlen_k, keys_seen);"),
     _mutation("first scores read before they are there", FULL,
               "wgmma_wait<0>();", ";", within="attend", times=3, only=1),
     _mutation("scores read before they are there", FULL,

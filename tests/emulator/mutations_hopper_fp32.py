@@ -26,6 +26,9 @@ ODD_ROWS = _call(head_dim=40, seqlen_q=70, seqlen_k=200, heads_q=1, layout="odd_
 NARROW = _call(head_dim=40, head_dim_v=80, seqlen_q=70, seqlen_k=100, heads_q=1, config=SMALL_BLOCKS)
 # One block of keys for each tile of queries: only Q's own barrier holds Q back.
 SHORT = _call(head_dim=64, seqlen_q=700, seqlen_k=60, config="block_n=64,num_stages=8,turns=2,persistent=1")
+# The second consumer has no queries.
+SKIPPED = _call(head_dim=64, seqlen_q=40, seqlen_k=250, heads_q=2, config=SMALL_BLOCKS)
+SKIPPED_TOGETHER = _call(head_dim=64, seqlen_q=40, seqlen_k=250, config="block_n=64,num_stages=3,turns=1,persistent=1")
 
 _mutation = partial(Mutation, "hopper fp32 forward")
 
@@ -115,6 +118,17 @@ MUTATIONS = [
               "if (TURNS == 2 || block == 0)", "if (TURNS == 2)"),
     _mutation("one turn: taken again for Q K^T", TOGETHER,
               "if (TURNS == 2 || block == w.num_blocks - 1)", "if (true)"),
+    # --- blocks of keys that only another consumer's queries see
+    _mutation("skipped: turn of Q K^T kept", SKIPPED,
+              "give_turn(warpgroup);", ";", times=2, only=1, within="skip_block"),
+    _mutation("skipped: turn of P V kept", SKIPPED,
+              "give_turn(warpgroup);", ";", times=2, only=2, within="skip_block"),
+    _mutation("skipped: a panel given back before all lanes know that it is there", SKIPPED,
+              "__syncwarp();", ";", within="skip_block"),
+    _mutation("skipped: panels of V not given back", SKIPPED,
+              "chunk < CHUNKS_QK + CHUNKS_V;", "chunk < CHUNKS_QK;", within="skip_block"),
+    _mutation("skipped: one turn taken again", SKIPPED_TOGETHER,
+              "TURNS == 2 || is_first", "true"),
     # --- products
     _mutation("low part of Q dropped", LARGE,
               "a_low, b_high, 0);", "a_high, b_low, 0);"),
