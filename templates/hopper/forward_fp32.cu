@@ -64,7 +64,9 @@ typedef float element;
 //% include "hopper/fragments.h"
 //% include "hopper/forward_fp32_products.h"
 
-/* A block of keys that none of this warpgroup's queries sees, but those of another do: all turns are passed on. */
+//% if block_n <= 64
+/* A block of keys that none of this warpgroup's queries sees, but those of another do: all turns are passed on. (Larger
+ * blocks are seen by all, but for rows behind the last query; and the same loop costs the others 5 % at d 64.) */
 static __device__ __forceinline__ void skip_block(int warpgroup, bool is_first, u32 shared, struct panels &panels)
 {
   if (TURNS == 2 || is_first)
@@ -80,6 +82,7 @@ static __device__ __forceinline__ void skip_block(int warpgroup, bool is_first, 
   }
 }
 
+//% end
 /* One tile of queries, as a consumer sees it. */
 static __device__ __forceinline__ void attend(const struct fa_params &params, const struct work &w, u32 shared,
                                               struct ring<1> &queries, struct panels &panels)
@@ -95,8 +98,10 @@ static __device__ __forceinline__ void attend(const struct fa_params &params, co
 
   wait_full(shared + QUERY_FULL, queries);
   int block = w.num_blocks - 1;
+//% if block_n <= 64
   for (const int keys_seen = find_keys_seen(params, w, warpgroup); block * BLOCK_N >= keys_seen; block--)
     skip_block(warpgroup, block == w.num_blocks - 1, shared, panels);
+//% end
   for (; block >= 0; block--) {
     const float2 factors = from.key_factors[block]; /* long before they are needed */
     if (TURNS == 2 || block == w.num_blocks - 1)

@@ -20,18 +20,18 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
     return false;
 //% end
 //% if causal && persistent
-  /* A tile with many keys, and then that one of the same head which has so few that all such pairs have equally many. The
-   * one in the middle of an odd number has none to go with. */
-  const u32 pairs = (query_blocks + 1) / 2;
-  for (bool alone = true; alone; round++) {
-    u32 pair = round / 2 * gridDim.x + blockIdx.x;
-    index = pair / pairs;
-    if (index >= heads)
-      return false;
-    pair %= pairs;
-    block = round % 2 ? pair : query_blocks - 1 - pair;
-    alone = round % 2 && 2 * pair + 1 == query_blocks;
-  }
+  /* A tile with many keys, and then that one of the same head which has so few that all such pairs have equally many. Of an
+   * odd number that in the middle goes with the next head's: two heads are paired at once, the second one's pairs the other
+   * way round. Behind the last of an odd number of heads comes nothing. */
+  const u32 odd = query_blocks % 2, middle = query_blocks / 2, pairs = odd ? query_blocks : middle;
+  const u32 second = round % 2;
+  u32 pair = round++ / 2 * gridDim.x + blockIdx.x;
+  index = pair / pairs << odd;
+  pair %= pairs;
+  index += pair == middle ? second : pair > middle;
+  if (index >= heads)
+    return false;
+  block = second ? pair : query_blocks - 1 - pair;
 //% elif causal
   /* Handed out in this order: so many heads together that their K and V take half of the cache (50 MB); of these, tiles
    * with most keys first. */
