@@ -156,8 +156,8 @@ typedef struct choices {
   hopper_config list[7];
 } choices;
 static const choices forward_lists[] = {
-    {64, {{192, 128, 2, 1}, {128, 128, 2, 1}, {128, 192, 2, 1}, {192, 128, 2, 0}, {128, 64, 3, 1}}},
-    {128, {{128, 128, 2, 1}, {128, 176, 2, 1}, {128, 128, 2, 0}, {128, 64, 3, 1}}},
+    {64, {{192, 128, 2, 1}, {128, 128, 2, 1}, {128, 192, 2, 1}, {192, 128, 2, 0}, {128, 64, 3, 1}, {128, 80, 2, 1}}},
+    {128, {{128, 128, 2, 1}, {128, 176, 2, 1}, {128, 128, 2, 0}, {128, 64, 3, 1}, {128, 80, 2, 1}}},
     {192, {{128, 112, 2, 1}, {128, 96, 2, 1}, {128, 112, 2, 0}, {128, 80, 2, 1}, {128, 64, 2, 1}}},
     {FA_MAX_HEAD_DIM, {{128, 64, 2, 1}, {128, 80, 2, 1}, {128, 64, 2, 0}, {128, 80, 2, 0}, {128, 48, 2, 1}}},
 };
@@ -170,16 +170,27 @@ static const choices backward_lists[] = {
  * TFLOP/s; 128 queries: 214). */
 enum { SHORT_CAUSAL = 2048 };
 
+/* So few keys that they are one block, of 64 or 80: 77 are usual, of a text that images attend to. */
+enum { FEW_KEYS = 80 };
+
+/* Does it come before the others? */
+static bool is_likely(const fa_problem *problem, const fa_shape *shape, hopper_config c) {
+  if (!shape || problem->op == FA_BACKWARD)
+    return true;
+  if (shape->seqlen_k <= FEW_KEYS)
+    return c.block_n >= shape->seqlen_k && c.block_n <= FEW_KEYS;
+  return !problem->is_causal || shape->seqlen_q > SHORT_CAUSAL || c.block_m == 128;
+}
+
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
   const int dim = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
-  const bool is_short = problem->is_causal && shape && shape->seqlen_q <= SHORT_CAUSAL;
   const choices *of = problem->op == FA_FORWARD ? forward_lists : backward_lists;
   while (of->dim < dim)
     of++;
   int count = 0;
-  for (int tall = 0; tall < 2; tall++)
+  for (int likely = 1; likely >= 0; likely--)
     for (const hopper_config *c = of->list; c->block_m; c++)
-      if ((is_short && c->block_m > 128) == tall)
+      if (is_likely(problem, shape, *c) == likely)
         write_config(problem, *c, &configs[count++]);
   return count;
 }

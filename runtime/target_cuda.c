@@ -17,6 +17,14 @@ static int64_t round_length(int64_t length) {
   return rounded;
 }
 
+/* Where images attend to a text, which often has 77 tokens, the keys are one block of the kernels that have one of 80.
+ */
+enum { TEXT_KEYS = 80, IMAGE_QUERIES = 1024 };
+static int64_t round_keys(const fa_shape *shape) {
+  const bool is_text = shape->seqlen_k > 64 && shape->seqlen_k <= TEXT_KEYS && shape->seqlen_q >= IMAGE_QUERIES;
+  return is_text ? TEXT_KEYS : round_length(shape->seqlen_k);
+}
+
 /* Rows of queries in all heads, for each SM, from which on more heads change nothing: eight tiles of 128. */
 enum { MANY_ROWS = 8 * 128 };
 
@@ -29,7 +37,7 @@ static void bucket(const fa_device *device, const fa_shape *shape, fa_shape *rou
     one_each *= 2;
   rounded->batch = 1;
   rounded->seqlen_q = round_length(shape->seqlen_q);
-  rounded->seqlen_k = round_length(shape->seqlen_k);
+  rounded->seqlen_k = round_keys(shape);
   const int64_t rows = rounded->seqlen_q < rounded->seqlen_k ? rounded->seqlen_q : rounded->seqlen_k;
   const int64_t few = one_each / 8, enough = one_each * MANY_ROWS / rows;
   rounded->heads_q = rounded->heads_kv = heads <= few || few >= enough             ? few

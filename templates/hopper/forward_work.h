@@ -21,12 +21,13 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
 //% end
 //% if causal && persistent
   /* A tile with many keys, and then that one of the same head which has so few that all such pairs have equally many. Of an
-   * odd number that in the middle goes with the next head's: two heads are paired at once, the second one's pairs the other
-   * way round. Behind the last of an odd number of heads comes nothing. */
-  const u32 odd = query_blocks % 2, middle = query_blocks / 2, pairs = odd ? query_blocks : middle;
-  const u32 second = round % 2;
-  u32 pair = round++ / 2 * gridDim.x + blockIdx.x;
-  index = pair / pairs << odd;
+   * odd number, that in the middle goes with the next head's: two heads are paired at once, the second one's pairs the other
+   * way round, and behind the last of an odd number of heads comes nothing. A head's single tile is not paired. */
+  const u32 single = query_blocks == 1, odd = query_blocks % 2, middle = query_blocks / 2;
+  const u32 pairs = odd ? query_blocks : middle, second = round % 2;
+  u32 pair = round / 2 * gridDim.x + blockIdx.x;
+  round += 1 + single;
+  index = pair / pairs << (odd - single);
   pair %= pairs;
   index += pair == middle ? second : pair > middle;
   if (index >= heads)

@@ -215,7 +215,8 @@ static void in_child_buckets(void *unused) {
   check_bucket(device, (fa_shape){1, 16, 16, 100000, 100000}, (fa_shape){1, 16, 16, 16384, 16384});
   check_bucket(device, (fa_shape){1, 17, 17, 513, 257}, (fa_shape){1, 128, 128, 1024, 512});
   check_bucket(device, (fa_shape){1, 1, 1, 1, 32768}, (fa_shape){1, 16, 16, 16, 16384});
-  check_bucket(device, (fa_shape){8, 16, 16, 32768, 77}, (fa_shape){1, 128, 128, 16384, 256});
+  check_bucket(device, (fa_shape){8, 16, 16, 32768, 77}, (fa_shape){1, 128, 128, 16384, 80});
+  check_bucket(device, (fa_shape){8, 16, 16, 77, 77}, (fa_shape){1, 128, 128, 256, 256});
   /* All batches and lengths of a model. */
   enum { MOST = 64 };
   fa_shape seen[MOST];

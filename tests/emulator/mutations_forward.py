@@ -52,7 +52,6 @@ DIRECT = call(
 )
 DIRECT_SPLITS = call("forward", "fp32", 40, seqlen_q=3, seqlen_k=1100, heads_q=1, data="large", config=DIRECT_BLOCKS)
 ODD_DIRECT = call("forward", "fp32", 40, seqlen_q=37, seqlen_k=66, layout="odd", config=DIRECT_BLOCKS)
-# Backward, which reads what forward left: 1 or 0 are the only weights of such scores.
 
 _mutation = partial(Mutation, "forward")
 

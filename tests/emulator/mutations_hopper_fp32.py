@@ -29,6 +29,8 @@ SHORT = _call(head_dim=64, seqlen_q=700, seqlen_k=60, config="block_n=64,num_sta
 # The second consumer has no queries.
 SKIPPED = _call(head_dim=64, seqlen_q=40, seqlen_k=250, heads_q=2, config=SMALL_BLOCKS)
 SKIPPED_TOGETHER = _call(head_dim=64, seqlen_q=40, seqlen_k=250, config="block_n=64,num_stages=3,turns=1,persistent=1")
+# A ring that K and V of a block do not fit into together.
+SKIPPED_WIDE = _call(head_dim=256, seqlen_q=40, seqlen_k=130, heads_q=1, config="block_n=64,num_stages=6,turns=2")
 
 _mutation = partial(Mutation, "hopper fp32 forward")
 
@@ -124,9 +126,12 @@ MUTATIONS = [
     _mutation("skipped: turn of P V kept", SKIPPED,
               "give_turn(warpgroup);", ";", times=2, only=2, within="skip_block"),
     _mutation("skipped: a panel given back before all lanes know that it is there", SKIPPED,
-              "__syncwarp();", ";", within="skip_block"),
+              "__syncwarp();", ";", within="skip_panels"),
     _mutation("skipped: panels of V not given back", SKIPPED,
-              "chunk < CHUNKS_QK + CHUNKS_V;", "chunk < CHUNKS_QK;", within="skip_block"),
+              "skip_panels(CHUNKS_V, shared, panels);", ";"),
+    _mutation("skipped: K kept until the turn of P V", SKIPPED_WIDE,
+              "  skip_panels(CHUNKS_QK, shared, panels);\n  take_turn(warpgroup);",
+              "  take_turn(warpgroup);\n  skip_panels(CHUNKS_QK, shared, panels);"),
     _mutation("skipped: one turn taken again", SKIPPED_TOGETHER,
               "TURNS == 2 || is_first", "true"),
     # --- products
