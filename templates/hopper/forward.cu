@@ -80,8 +80,8 @@ typedef half_bits element;
 //% include "hopper/fragments.h"
 //% include "hopper/forward_products.h"
 
-/* A block of keys that none of this warpgroup's queries sees, though those of another may. Given back before it is full, or before
- * all lanes know that it is, a stage could be taken for the one before or after it. */
+/* A block of keys that none of this warpgroup's queries sees, though those of another may. Given back before it is full, or
+ * before all lanes know that it is, a stage could be taken for the one before or after it. */
 static __device__ __forceinline__ void skip_block(int warpgroup, u32 shared, struct ring<STAGES> &keys,
                                                   struct ring<STAGES> &values)
 {

@@ -23,11 +23,11 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
   /* A tile with many keys, and then that one of the same head which has so few that all such pairs have equally many. Of an
    * odd number, that in the middle goes with the next head's: two heads are paired at once, the second one's pairs the other
    * way round, and behind the last of an odd number of heads comes nothing. A head's single tile is not paired. */
-  const u32 single = query_blocks == 1, odd = query_blocks % 2, middle = query_blocks / 2;
-  const u32 pairs = odd ? query_blocks : middle, second = round % 2;
+  const u32 heads_at_once = query_blocks % 2 && query_blocks > 1 ? 2 : 1, middle = query_blocks / 2;
+  const u32 pairs = max(query_blocks * heads_at_once / 2, 1u), second = round % 2;
   u32 pair = round / 2 * gridDim.x + blockIdx.x;
-  round += 1 + single;
-  index = pair / pairs << (odd - single);
+  round += query_blocks > 1 ? 1 : 2;
+  index = pair / pairs * heads_at_once;
   pair %= pairs;
   index += pair == middle ? second : pair > middle;
   if (index >= heads)

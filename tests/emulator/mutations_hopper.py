@@ -68,7 +68,7 @@ MUTATIONS = [
     _mutation("causal: the tile in the middle goes with itself", CAUSAL,
               "pair == middle ? second : pair > middle", "pair > middle"),
     _mutation("causal: an odd number of tiles paired head by head", CAUSAL,
-              "pairs = odd ? query_blocks : middle", "pairs = middle"),
+              "query_blocks % 2 && query_blocks > 1 ? 2 : 1", "1"),
     _mutation("heads of the last group counted as full", GROUPED_CAUSAL,
               "rest / present;", "rest / (present + 1);"),
     _mutation("heads of the first group only", GROUPS_OF_HEADS,
