@@ -8,8 +8,8 @@
  *   block_m      queries of a block of threads; in forward 64 for each warpgroup that computes
  *   block_n      keys that are worked on at a time (forward), or keys of a block of threads (backward)
  *   num_stages   tiles of K, and of V, that shared memory holds (forward); of Q, and of dO (backward)
- *   persistent   forward. 1: a block of threads takes one tile of queries after another, and loads ahead into the next;
- *                0: one tile each, which the GPU hands out as blocks end
+ *   persistent   1: a block of threads takes one tile of queries (forward) or keys (backward) after another, and loads
+ *                ahead into the next; 0: one tile each, which the GPU hands out as blocks end
  */
 #include "generator/family_hopper.h"
 
@@ -31,8 +31,8 @@ static hopper_config read_config(const fa_config *config) {
                          .persistent = fa_config_get(config, "persistent", 0)};
 }
 
-static void write_config(const fa_problem *problem, hopper_config from, fa_config *config) {
-  *config = (fa_config){.count = problem->op == FA_FORWARD ? 4 : 3,
+static void write_config(hopper_config from, fa_config *config) {
+  *config = (fa_config){.count = 4,
                         .item = {{"block_m", from.block_m},
                                  {"block_n", from.block_n},
                                  {"num_stages", from.num_stages},
@@ -65,17 +65,36 @@ static int query_stages(const fa_problem *problem, hopper_config c) {
   return c.persistent && !rounds_inputs(problem) && forward_shared_with(problem, c, 2) <= SHARED_LIMIT ? 2 : 1;
 }
 
+/* Backward: with narrow heads there is room, also of registers, to load K and V of the next tile ahead. */
+static int key_stages(const fa_problem *problem, hopper_config c) { return is_narrow(problem) && c.persistent ? 2 : 1; }
+
 static int shared_bytes(const fa_problem *problem, hopper_config c) {
   return problem->op == FA_FORWARD ? forward_shared_with(problem, c, query_stages(problem, c))
-                                   : roles_shared(problem, c.block_m, c.block_n, c.num_stages);
+                                   : roles_shared(problem, c.block_m, c.block_n, c.num_stages, key_stages(problem, c));
 }
 
 /* Registers of a thread: what setmaxnreg shares out of the 64 Ki of an SM, in warpgroups of 128 threads. Four
  * warpgroups have 128 each at the launch. */
 static int consumer_registers(hopper_config c) { return count_consumers(c) == 3 ? 160 : 240; }
 static int producer_registers(hopper_config c) { return count_consumers(c) == 3 ? 32 : 24; }
-enum { DQ_REGISTERS = 80, SUM_REGISTERS = 160 };
-static int score_registers(const fa_problem *problem) { return is_narrow(problem) ? 128 : 112; }
+
+/* Of backward, by role, at most 512 together. Sums are those of 128 keys: of narrow heads both gradients', in one
+ * warpgroup, else either gradient's, a register for each column. At head dim 128 dQ leaves no columns of its chunks out
+ * and takes fewer, so that scores can have more. */
+static int sum_registers(const fa_problem *problem) {
+  const int dim = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
+  const int sums = is_narrow(problem) ? 128 : dim;
+  return sums > 104 ? sums + 32 : 136;
+}
+static int score_registers(const fa_problem *problem) {
+  if (is_narrow(problem))
+    return 128;
+  return problem->head_dim > 120 ? 120 : 112;
+}
+static int dq_registers(const fa_problem *problem) {
+  const int rest = 512 - score_registers(problem) - 2 * sum_registers(problem);
+  return is_narrow(problem) || rest > 96 ? 96 : rest;
+}
 
 /* Registers of forward that hold sums of the output, scores, and weights at 16 bits. */
 static int accumulators(const fa_problem *problem, hopper_config c) {
@@ -112,8 +131,6 @@ static int check_forward(const fa_problem *problem, hopper_config c, char *messa
     snprintf(message, message_size, "block_m is %d; it must be 128 or 192", c.block_m);
   else if (c.block_n < 16 || c.block_n > 256 || c.block_n % 16 != 0)
     snprintf(message, message_size, "block_n is %d; it must be a multiple of 16 from 16 to 256", c.block_n);
-  else if (c.persistent != 0 && c.persistent != 1)
-    snprintf(message, message_size, "persistent is %d; it must be 0 or 1", c.persistent);
   else if (accumulators(problem, c) + 24 > consumer_registers(c))
     snprintf(message, message_size, "block_m %d and block_n %d need %d registers for sums; %d fit", c.block_m,
              c.block_n, accumulators(problem, c), consumer_registers(c) - 24);
@@ -138,7 +155,9 @@ static int check_config(const fa_problem *problem, const fa_config *config, char
   if ((problem->op == FA_FORWARD ? check_forward : check_backward)(problem, c, message, message_size) != 0)
     return -1;
   const int least = problem->op == FA_FORWARD ? 1 : 2; /* backward: Q of a step whose dK is under way, and the next */
-  if (c.num_stages < least || c.num_stages > 4)
+  if (c.persistent != 0 && c.persistent != 1)
+    snprintf(message, message_size, "persistent is %d; it must be 0 or 1", c.persistent);
+  else if (c.num_stages < least || c.num_stages > 4)
     snprintf(message, message_size, "num_stages is %d; it must be %d to 4", c.num_stages, least);
   else if (shared_bytes(problem, c) > SHARED_LIMIT)
     snprintf(message, message_size,
@@ -161,9 +180,13 @@ static const choices forward_lists[] = {
     {192, {{128, 112, 2, 1}, {128, 96, 2, 1}, {128, 112, 2, 0}, {128, 80, 2, 1}, {128, 64, 2, 1}}},
     {FA_MAX_HEAD_DIM, {{128, 64, 2, 1}, {128, 80, 2, 1}, {128, 64, 2, 0}, {128, 80, 2, 0}, {128, 48, 2, 1}}},
 };
+/* One tile of keys after another pays where tiles have few steps (H200, bf16, d 64: 1.13 to 1.26 times as fast at S
+ * 512, 1.00 to 1.04 at 4096). With many the GPU hands tiles out better, causal ones above all (0.98 at S 16384, at d
+ * 128 0.95).
+ */
 static const choices backward_lists[] = {
-    {64, {{64, 128, 3, 0}, {64, 128, 4, 0}, {64, 128, 2, 0}}},
-    {128, {{64, 128, 3, 0}, {64, 128, 2, 0}}},
+    {64, {{64, 128, 3, 1}, {64, 128, 4, 1}, {64, 128, 3, 0}, {64, 128, 4, 0}}},
+    {128, {{64, 128, 3, 0}, {64, 128, 3, 1}, {64, 128, 2, 0}}},
 };
 
 /* With a causal mask and few keys, 192 queries see too many that they do not look at (H100, bf16, d 64, S 512: 151
@@ -191,7 +214,7 @@ static int candidates(const fa_problem *problem, const fa_shape *shape, fa_confi
   for (int likely = 1; likely >= 0; likely--)
     for (const hopper_config *c = of->list; c->block_m; c++)
       if (is_likely(problem, shape, *c) == likely)
-        write_config(problem, *c, &configs[count++]);
+        write_config(*c, &configs[count++]);
   return count;
 }
 
@@ -225,13 +248,14 @@ static int constants(const fa_problem *problem, const fa_config *config, fa_cons
          fa_constants_offer_int(constants, "producer_registers", producer_registers(c)) |
          fa_constants_offer_int(constants, "main_threads", BACKWARD_THREADS) |
          fa_constants_offer_int(constants, "scorers", is_narrow(problem) ? 2 : 1) |
-         fa_constants_offer_int(constants, "dq_registers", DQ_REGISTERS) |
+         fa_constants_offer_int(constants, "dq_registers", dq_registers(problem)) |
          fa_constants_offer_int(constants, "score_registers", score_registers(problem)) |
-         fa_constants_offer_int(constants, "sum_registers", SUM_REGISTERS) |
+         fa_constants_offer_int(constants, "sum_registers", sum_registers(problem)) |
          fa_constants_offer_int(constants, "max_of_three", 1) | fa_constants_offer_int(constants, "vector_reduce", 1) |
          fa_constants_offer_int(constants, "ordered", 0) | fa_constants_offer_int(constants, "dq_sums", 1) |
          fa_constants_offer_int(constants, "log2_sums", 1) |
          fa_constants_offer_int(constants, "query_stages", query_stages(problem, c)) |
+         fa_constants_offer_int(constants, "key_stages", key_stages(problem, c)) |
          fa_constants_offer_int(constants, "begin_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "end_threads", EDGE_THREADS) |
          fa_constants_offer_int(constants, "split_threads", EDGE_THREADS) |

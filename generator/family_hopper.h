@@ -17,12 +17,13 @@ enum {
 static inline int chunks_qk(const fa_problem *problem) { return ceil_div(problem->head_dim, 64); }
 static inline int chunks_v(const fa_problem *problem) { return ceil_div(problem->head_dim_v, 64); }
 
-/* Of a backward kernel whose warpgroups have roles, as templates/hopper/roles_shared.h lays it out: K and V, stages of
- * Q and dO, a tile of weights and two of d_scores. */
-static inline int roles_shared(const fa_problem *problem, int block_m, int block_n, int num_stages) {
+/* Of a backward kernel whose warpgroups have roles, as templates/hopper/roles_shared.h lays it out: stages of K and V,
+ * of Q and dO, a tile of weights and two of d_scores. */
+static inline int roles_shared(const fa_problem *problem, int block_m, int block_n, int num_stages, int key_stages) {
   const int parts = block_n / 64, chunks = chunks_qk(problem) + chunks_v(problem);
-  const int rows = (block_n + num_stages * block_m) * chunks + 3 * parts * block_m;
-  return rows * ROW_BYTES + num_stages * block_m * STATS_BYTES + (1 + 4 * num_stages + 3 * parts + 3) * BARRIER_BYTES;
+  const int rows = (key_stages * block_n + num_stages * block_m) * chunks + 3 * parts * block_m;
+  return rows * ROW_BYTES + num_stages * block_m * STATS_BYTES +
+         (2 * key_stages + 4 * num_stages + 3 * parts + 3) * BARRIER_BYTES;
 }
 
 static inline void set_phase(fa_kernel *kernel, const char *entry, int block_size, int shared_bytes, bool persistent) {

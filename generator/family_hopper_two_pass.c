@@ -61,7 +61,7 @@ static bool is_wide(const fa_problem *problem) {
 /* Up to head dim 128 as templates/hopper/backward_shared.h lays it out. */
 static int keys_shared(const fa_problem *problem, two_pass_config c) {
   if (is_wide(problem))
-    return roles_shared(problem, c.block_m, c.block_n, c.num_stages);
+    return roles_shared(problem, c.block_m, c.block_n, c.num_stages, 1);
   int rows = (c.block_n + c.num_stages * c.block_m) * (chunks_qk(problem) + chunks_v(problem));
   return rows * ROW_BYTES + c.num_stages * c.block_m * STATS_BYTES + (1 + 4 * c.num_stages) * BARRIER_BYTES;
 }

@@ -9,16 +9,16 @@ struct work {
 //% end
 };
 
-static __device__ __forceinline__ struct work find_work(const struct fa_params &params)
+/* Of one of the key/value heads, counted through the batch, a block of keys. */
+static __device__ __forceinline__ struct work find_work(const struct fa_params &params, int index, int key_block)
 {
-  int key_blocks = ceil_div((int)params.seqlen_k, BLOCK_N), index = blockIdx.x / key_blocks;
   struct work w;
   w.seqlen_q = (int)params.seqlen_q;
   w.seqlen_k = (int)params.seqlen_k;
-  w.key_block = blockIdx.x % key_blocks;
+  w.key_block = key_block;
   w.batch = index / (int)params.heads_kv;
   w.kv_head = index % (int)params.heads_kv;
-  w.group_size = (int)(params.heads_q / params.heads_kv);
+  w.group_size = (int)params.heads_q / (int)params.heads_kv;
   w.first_key = w.key_block * BLOCK_N;
 //% if causal
   w.first_block = w.first_key / BLOCK_M;
@@ -38,6 +38,13 @@ static __device__ __forceinline__ struct work find_work(const struct fa_params &
   w.value_factor = from.value_factors[w.key_block];
 //% end
   return w;
+}
+
+/* Where there is a block of threads for each block of keys. */
+static __device__ __forceinline__ struct work find_work(const struct fa_params &params)
+{
+  const int key_blocks = ceil_div((int)params.seqlen_k, BLOCK_N);
+  return find_work(params, blockIdx.x / key_blocks, blockIdx.x % key_blocks);
 }
 
 /* The queries of a step: a head of the group and a block of its queries.
@@ -71,7 +78,7 @@ static __device__ __forceinline__ void advance(struct cursor &c, const struct fa
     c.block = w.first_block + w.blocks - 1;
 //% else
   c.block++;
-  if (c.block == w.first_block + w.blocks) {
+  if (c.block == query_blocks(params)) {
     c.block = w.first_block;
 //% end
     c.head++;

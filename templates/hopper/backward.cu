@@ -1,6 +1,6 @@
 /*
- * Backward on Hopper (sm_90a) at 16 bits, with wgmma, TMA and warpgroups that have roles of their own: a block of threads for
- * BLOCK_N keys of one key/value head. It walks over the queries of its group of heads, BLOCK_M at a time:
+ * Backward on Hopper (sm_90a) at 16 bits, with wgmma, TMA and warpgroups that have roles of their own. A block of threads takes
+ * tile after tile of BLOCK_N keys of one key/value head, and walks over the queries of its group of heads, BLOCK_M at a time:
  *
  *     scores = Q K^T          weights = exp2((scores - row_max) * factor) / row_sum
  *     d_weights = dO V^T      d_scores = weights * (d_weights - delta)
@@ -60,6 +60,7 @@ typedef half_bits element;
 //% include "hopper/ring.h"
 //% include "hopper/fragments.h"
 //% include "hopper/backward_query_rows.h"
+//% let many_tiles = persistent
 //% include "hopper/roles_shared.h"
 //% include "hopper/roles_load.h"
 //% include "hopper/roles_scores.h"
@@ -77,29 +78,27 @@ backward(const __grid_constant__ struct fa_params params, const __grid_constant_
 {
   extern __shared__ __align__(1024) unsigned char memory[];
   const u32 shared = shared_address(memory);
-  struct work w = find_work(params);
   if (threadIdx.x == 0)
     init_barriers(shared, ${scorers}, 2);
   __syncthreads();
   const int warpgroup = warpgroup_index();
   if (warpgroup == 0) {
     registers_decrease<${dq_registers}>();
-    sum_grad_query(params, w, {&query_map, &key_map, &value_map, &grad_output_map}, shared);
+    sum_grad_query(params, {&query_map, &key_map, &value_map, &grad_output_map}, shared);
   } else if (warpgroup <= ${scorers}) {
     registers_decrease<${score_registers}>();
-    if (w.num_steps > 0)
-      make_scores<PARTS / ${scorers}>(params, w, (warpgroup - 1) % ${scorers}, memory, shared);
+    make_scores<PARTS / ${scorers}>(params, (warpgroup - 1) % ${scorers}, memory, shared);
   } else {
     registers_increase<${sum_registers}>();
 //% if scorers > 1
-    sum_keys_and_values(params, w, shared);
+    sum_keys_and_values(params, shared);
 //% elif head_dim == head_dim_v
-    sum_gradient<HEAD_DIM, DIM_K>(warpgroup == 2 ? values_of(params, shared) : keys_of(params, shared), w);
+    sum_gradient<HEAD_DIM, DIM_K>(warpgroup == 2 ? values_of(params, shared) : keys_of(params, shared), params);
 //% else
     if (warpgroup == 2)
-      sum_gradient<HEAD_DIM_V, DIM_V>(values_of(params, shared), w);
+      sum_gradient<HEAD_DIM_V, DIM_V>(values_of(params, shared), params);
     else
-      sum_gradient<HEAD_DIM, DIM_K>(keys_of(params, shared), w);
+      sum_gradient<HEAD_DIM, DIM_K>(keys_of(params, shared), params);
 //% end
   }
 }

@@ -10,7 +10,7 @@ struct work {
 /* The next tile of this block of threads, which has taken `round` of them; false behind the last. */
 static __device__ __forceinline__ bool next_work(const struct fa_params &params, u32 &round, struct work &w)
 {
-  const u32 query_blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
+  const u32 blocks = ceil_div((int)params.seqlen_q, BLOCK_M);
 //% if causal || persistent
   const u32 heads = (u32)(params.batch * params.heads_q);
 //% end
@@ -20,42 +20,30 @@ static __device__ __forceinline__ bool next_work(const struct fa_params &params,
     return false;
 //% end
 //% if causal && persistent
-  /* A tile with many keys, and then that one of the same head which has so few that all such pairs have equally many. Of an
-   * odd number, that in the middle goes with the next head's: two heads are paired at once, the second one's pairs the other
-   * way round, and behind the last of an odd number of heads comes nothing. A head's single tile is not paired. */
-  const u32 heads_at_once = query_blocks % 2 && query_blocks > 1 ? 2 : 1, middle = query_blocks / 2;
-  const u32 pairs = max(query_blocks * heads_at_once / 2, 1u), second = round % 2;
-  u32 pair = round / 2 * gridDim.x + blockIdx.x;
-  round += query_blocks > 1 ? 1 : 2;
-  index = pair / pairs * heads_at_once;
-  pair %= pairs;
-  index += pair == middle ? second : pair > middle;
-  if (index >= heads)
-    return false;
-  block = second ? pair : query_blocks - 1 - pair;
+//%   include "hopper/next_pair.h"
 //% elif causal
   /* Handed out in this order: so many heads together that their K and V take half of the cache (50 MB); of these, tiles
    * with most keys first. */
   const u32 shared_by = (u32)(params.heads_q / params.heads_kv);
   const long long bytes = params.seqlen_k * KEY_AND_VALUE_BYTES;
   const u32 together = (u32)max(min((25ll << 20) / max(bytes, 1ll) * shared_by, (long long)heads), 1ll);
-  const u32 group = blockIdx.x / (together * query_blocks), rest = blockIdx.x % (together * query_blocks);
+  const u32 group = blockIdx.x / (together * blocks), rest = blockIdx.x % (together * blocks);
   const u32 present = min(together, heads - group * together);
   index = group * together + rest % present;
-  block = query_blocks - 1 - rest / present;
+  block = blocks - 1 - rest / present;
 //% elif persistent
   const u32 tile = round++ * gridDim.x + blockIdx.x;
-  index = tile / query_blocks;
-  block = tile % query_blocks;
+  index = tile / blocks;
+  block = tile % blocks;
   if (index >= heads)
     return false;
 //% else
-  index = blockIdx.x / query_blocks;
-  block = blockIdx.x % query_blocks;
+  index = blockIdx.x / blocks;
+  block = blockIdx.x % blocks;
 //% end
   w.batch = (int)(index / (u32)params.heads_q);
   w.head = (int)(index % (u32)params.heads_q);
-  w.kv_head = (int)(w.head / (u32)(params.heads_q / params.heads_kv));
+  w.kv_head = (int)((u32)w.head / ((u32)params.heads_q / (u32)params.heads_kv));
   w.first_query = (int)block * BLOCK_M;
   w.seqlen_k = (int)params.seqlen_k;
 //% if causal

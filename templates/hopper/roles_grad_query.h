@@ -24,44 +24,63 @@ static __device__ __forceinline__ void add_chunk(float *sums, const float (&grad
 }
 
 /* Chunks of columns one after the other: registers suffice for one. */
-static __device__ __forceinline__ void sum_grad_query(const struct fa_params &params, const struct work &w,
-                                                      const struct maps &maps, u32 shared)
+static __device__ __forceinline__ void sum_grad_query(const struct fa_params &params, const struct maps &maps, u32 shared)
 {
-  struct loader next = {0, {}, begin_steps(params, w)};
+  struct loader next = {};
+  struct ring<KEY_STAGES> key_stage = {};
   struct ring<2> tile = {};
-  struct cursor at = next.at;
+  struct work w;
   const bool is_loading = threadIdx.x == 0;
-  if (w.num_steps == 0)
-    return;
   if (is_loading) {
-    load_keys(maps, w, shared);
+//% if key_stages > 1
+    u32 round = 0;
+    if (next_steps(params, round, w))
+      load_keys(key_stage, maps, w, shared);
+//% end
     for (int stage = 0; stage < STAGES - 1; stage++)
-      load_step(next, maps, params, w, shared);
+      load_step(next, maps, params, shared);
   }
   __syncwarp();
-  for (int step = 0; step < w.num_steps; step++) {
-    float *sums = at.at.grad_query + (long long)at.block * (BLOCK_M * DIM_QK);
-    if (is_loading)
-      load_step(next, maps, params, w, shared);
-    __syncwarp();
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS_QK; chunk++) {
-      float grad_query[8][4];
-#pragma unroll
-      for (int part = 0; part < PARTS; part++) {
-        if (chunk == 0)
-          wait_d_scores(shared, tile, part);
-        multiply_chunk(grad_query, shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,
-                       shared + KEYS + chunk * BLOCK_N * 128 + part * CHUNK, part > 0);
-      }
-      wgmma_wait<0>();
-      keep_registers(flat(grad_query));
-      if (chunk == CHUNKS_QK - 1)
-        release(shared + D_SCORE_EMPTY, tile);
-      if (params.grad_query.data)
-        add_chunk(sums, grad_query, chunk);
+  for (u32 round = 0; next_steps(params, round, w);) {
+    const u32 keys = shared + KEYS + key_stage.stage * KEY_BYTES;
+    struct cursor at = begin_steps(params, w);
+    if (is_loading) {
+//% if key_stages > 1
+      u32 round_ahead = round;
+      struct work ahead;
+      struct ring<KEY_STAGES> stage_ahead = key_stage;
+      advance(stage_ahead); /* that of the tile before */
+      if (next_steps(params, round_ahead, ahead))
+        load_keys(stage_ahead, maps, ahead, shared);
+//% else
+      load_keys(key_stage, maps, w, shared);
+//% end
     }
-    advance(tile);
-    advance(at, params, w);
+    for (int left = w.num_steps; left > 0; left--) {
+      float *sums = find_workspace(params, w.batch, at.head).grad_query + (long long)at.block * (BLOCK_M * DIM_QK);
+      if (is_loading)
+        load_step(next, maps, params, shared);
+      __syncwarp();
+#pragma unroll
+      for (int chunk = 0; chunk < CHUNKS_QK; chunk++) {
+        float grad_query[8][4];
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+          if (chunk == 0)
+            wait_d_scores(shared, tile, part);
+          multiply_chunk(grad_query, shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,
+                         keys + chunk * BLOCK_N * 128 + part * CHUNK, part > 0);
+        }
+        wgmma_wait<0>();
+        keep_registers(flat(grad_query));
+        if (chunk == CHUNKS_QK - 1)
+          release(shared + D_SCORE_EMPTY, tile);
+        if (params.grad_query.data)
+          add_chunk(sums, grad_query, chunk);
+      }
+      advance(tile);
+      advance(at, params, w);
+    }
+    release_and_advance(shared + KEY_EMPTY, key_stage);
   }
 }

@@ -58,73 +58,79 @@ static __device__ __forceinline__ bool is_masked(const struct work &w, int first
 //% end
  */
 template <int COUNT>
-static __device__ __forceinline__ void make_scores(const struct fa_params &params, const struct work &w, int first_part,
+static __device__ __forceinline__ void make_scores(const struct fa_params &params, int first_part,
                                                    const unsigned char *memory, u32 shared)
 {
+  struct ring<KEY_STAGES> key_stage = {};
   struct ring<STAGES> stage = {};
   struct ring<1> weight_tile = {};
   struct ring<2> tile = {}; /* of d_scores */
-  struct cursor at = begin_steps(params, w);
   struct rows rows = begin_rows(params);
+  struct work w;
   const int first_row = threadIdx.x / 32 % 4 * 16; /* of the warp */
   float weights[8][4], d_scores[8][4];
 //% if share_late
   u32 written = 0; /* barrier of the part of d_scores that is not yet shared */
 //% end
-  barrier_wait(shared + KEY_FULL, 0);
-  for (int step = 0; step < w.num_steps; step++) {
-    const int first_query = at.block * BLOCK_M;
-    wait_full(shared + QUERY_FULL, stage);
-    read_rows(rows, (const struct row_stats *)(memory + STATS + stage.stage * STATS_BYTES) + first_row,
-              first_query + first_row, first_query + BLOCK_M);
+  for (u32 round = 0; next_steps(params, round, w);) {
+    const u32 keys = shared + KEYS + key_stage.stage * KEY_BYTES, values = shared + VALUES + key_stage.stage * VALUE_BYTES;
+    struct cursor at = begin_steps(params, w);
+    wait_full(shared + KEY_FULL, key_stage);
+    for (int step = 0; step < w.num_steps; step++) {
+      const int first_query = at.block * BLOCK_M;
+      wait_full(shared + QUERY_FULL, stage);
+      read_rows(rows, (const struct row_stats *)(memory + STATS + stage.stage * STATS_BYTES) + first_row,
+                first_query + first_row, first_query + BLOCK_M);
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-      const int part = first_part + i;
-      const int first_key = w.first_key + 64 * part;
-      multiply_part<DIM_QK>(weights, shared + QUERIES + stage.stage * QUERY_BYTES, shared + KEYS + part * CHUNK);
-      if (i == 0)
-        wait_full(shared + GRAD_FULL, stage);
-      multiply_part<DIM_VALUES>(d_scores, shared + GRADS + stage.stage * GRAD_BYTES, shared + VALUES + part * CHUNK);
-      wgmma_wait<1>();
-      keep_registers(flat(weights));
-      weigh_keys(weights, rows);
-      if (is_masked(w, first_key, first_query))
-        hide_keys(weights, rows, first_key, w.seqlen_k);
+      for (int i = 0; i < COUNT; i++) {
+        const int part = first_part + i;
+        const int first_key = w.first_key + 64 * part;
+        multiply_part<DIM_QK>(weights, shared + QUERIES + stage.stage * QUERY_BYTES, keys + part * CHUNK);
+        if (i == 0)
+          wait_full(shared + GRAD_FULL, stage);
+        multiply_part<DIM_VALUES>(d_scores, shared + GRADS + stage.stage * GRAD_BYTES, values + part * CHUNK);
+        wgmma_wait<1>();
+        keep_registers(flat(weights));
+        weigh_keys(weights, rows);
+        if (is_masked(w, first_key, first_query))
+          hide_keys(weights, rows, first_key, w.seqlen_k);
 //% if share_late
-      if (i > 0 || step > 0)
-        share_scores(written);
+        if (i > 0 || step > 0)
+          share_scores(written);
 //% end
-      if (i == 0)
-        wait_empty(shared + WEIGHT_EMPTY, weight_tile);
-      write_scores(shared + WEIGHTS + part * CHUNK, weights);
+        if (i == 0)
+          wait_empty(shared + WEIGHT_EMPTY, weight_tile);
+        write_scores(shared + WEIGHTS + part * CHUNK, weights);
 //% if !share_late
-      share_scores(shared + WEIGHT_FULL + 8 * part);
+        share_scores(shared + WEIGHT_FULL + 8 * part);
 //% end
-      wgmma_wait<0>();
-      keep_registers(flat(d_scores));
-      if (i == COUNT - 1)
-        release(shared + GRAD_EMPTY, stage);
-      weigh_gradients(d_scores, weights, rows);
-      if (is_masked(w, first_key, first_query))
-        hide_keys(d_scores, rows, first_key, w.seqlen_k);
+        wgmma_wait<0>();
+        keep_registers(flat(d_scores));
+        if (i == COUNT - 1)
+          release(shared + GRAD_EMPTY, stage);
+        weigh_gradients(d_scores, weights, rows);
+        if (is_masked(w, first_key, first_query))
+          hide_keys(d_scores, rows, first_key, w.seqlen_k);
 //% if share_late
-      share_scores(shared + WEIGHT_FULL + 8 * part);
+        share_scores(shared + WEIGHT_FULL + 8 * part);
 //% end
-      if (i == 0)
-        wait_empty(shared + D_SCORE_EMPTY, tile);
-      write_scores(shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK, d_scores);
+        if (i == 0)
+          wait_empty(shared + D_SCORE_EMPTY, tile);
+        write_scores(shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK, d_scores);
 //% if share_late
-      written = shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part);
+        written = shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part);
 //% else
-      share_scores(shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part));
+        share_scores(shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part));
 //% end
+      }
+      advance(weight_tile);
+      advance(tile);
+      advance(stage);
+      advance(at, params, w);
     }
-    advance(weight_tile);
-    advance(tile);
-    advance(stage);
-    advance(at, params, w);
-  }
 //% if share_late
-  share_scores(written);
+    share_scores(written);
 //% end
+    release_and_advance(shared + KEY_EMPTY, key_stage);
+  }
 }

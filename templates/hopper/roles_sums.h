@@ -62,67 +62,72 @@ static __device__ __forceinline__ struct sum_of keys_of(const struct fa_params &
 
 /* Add up one gradient. */
 template <int DIM, int COLUMNS>
-static __device__ __forceinline__ void sum_gradient(const struct sum_of &of, const struct work &w)
+static __device__ __forceinline__ void sum_gradient(const struct sum_of &of, const struct fa_params &params)
 {
-  float sums[PARTS][COLUMNS / 8][4] = {};
   struct ring<STAGES> stage = {};
   struct ring<2> tile = {};
-  for (int step = 0; step < w.num_steps; step++) {
-    wait_full(of.right_full, stage);
+  struct work w;
+  for (u32 round = 0; next_work(params, round, w);) {
+    float sums[PARTS][COLUMNS / 8][4] = {};
+    for (int step = 0; step < w.num_steps; step++) {
+      wait_full(of.right_full, stage);
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-      barrier_wait(of.left_full + 8 * (tile.stage * PARTS + part), tile.phase);
-      add_product(sums[part], of.left + tile.stage * SCORE_BYTES + part * CHUNK,
-                  of.right + stage.stage * of.right_bytes);
+      for (int part = 0; part < PARTS; part++) {
+        barrier_wait(of.left_full + 8 * (tile.stage * PARTS + part), tile.phase);
+        add_product(sums[part], of.left + tile.stage * SCORE_BYTES + part * CHUNK,
+                    of.right + stage.stage * of.right_bytes);
+      }
+      wgmma_wait<0>();
+#pragma unroll
+      for (int part = 0; part < PARTS; part++)
+        keep_registers(flat(sums[part]));
+      release(of.left_empty, tile);
+      release_and_advance(of.right_empty, stage);
+      tile.stage++;
+      if (tile.stage == of.left_tiles)
+        tile = {0, tile.phase ^ 1};
     }
-    wgmma_wait<0>();
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-      keep_registers(flat(sums[part]));
-    release(of.left_empty, tile);
-    release_and_advance(of.right_empty, stage);
-    tile.stage++;
-    if (tile.stage == of.left_tiles)
-      tile = {0, tile.phase ^ 1};
+    store_sums<DIM>(*of.to, w, sums, of.scale);
   }
-  store_sums<DIM>(*of.to, w, sums, of.scale);
 }
 
 /* Both, of narrow heads. */
-static __device__ __forceinline__ void sum_keys_and_values(const struct fa_params &params, const struct work &w,
-                                                           u32 shared)
+static __device__ __forceinline__ void sum_keys_and_values(const struct fa_params &params, u32 shared)
 {
-  float values[PARTS][DIM_V / 8][4] = {}, keys[PARTS][DIM_K / 8][4] = {};
   struct ring<STAGES> stage = {};
   struct ring<1> weight_tile = {};
   struct ring<2> tile = {};
-  for (int step = 0; step < w.num_steps; step++) {
-    wait_full(shared + GRAD_FULL, stage);
+  struct work w;
+  for (u32 round = 0; next_work(params, round, w);) {
+    float values[PARTS][DIM_V / 8][4] = {}, keys[PARTS][DIM_K / 8][4] = {};
+    for (int step = 0; step < w.num_steps; step++) {
+      wait_full(shared + GRAD_FULL, stage);
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-      wait_full(shared + WEIGHT_FULL + 8 * part, weight_tile);
-      add_product(values[part], shared + WEIGHTS + part * CHUNK, shared + GRADS + stage.stage * GRAD_BYTES);
+      for (int part = 0; part < PARTS; part++) {
+        wait_full(shared + WEIGHT_FULL + 8 * part, weight_tile);
+        add_product(values[part], shared + WEIGHTS + part * CHUNK, shared + GRADS + stage.stage * GRAD_BYTES);
+      }
+      wgmma_wait<0>(); /* d_scores come later in any case, and the next weights not before these are given back */
+#pragma unroll
+      for (int part = 0; part < PARTS; part++)
+        keep_registers(flat(values[part]));
+      release_and_advance(shared + WEIGHT_EMPTY, weight_tile);
+      release(shared + GRAD_EMPTY, stage);
+      wait_full(shared + QUERY_FULL, stage);
+#pragma unroll
+      for (int part = 0; part < PARTS; part++) {
+        wait_d_scores(shared, tile, part);
+        add_product(keys[part], shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,
+                    shared + QUERIES + stage.stage * QUERY_BYTES);
+      }
+      wgmma_wait<0>();
+#pragma unroll
+      for (int part = 0; part < PARTS; part++)
+        keep_registers(flat(keys[part]));
+      release_and_advance(shared + D_SCORE_EMPTY, tile);
+      release_and_advance(shared + QUERY_EMPTY, stage);
     }
-    wgmma_wait<0>(); /* d_scores come later in any case, and the next weights not before these are given back */
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-      keep_registers(flat(values[part]));
-    release_and_advance(shared + WEIGHT_EMPTY, weight_tile);
-    release(shared + GRAD_EMPTY, stage);
-    wait_full(shared + QUERY_FULL, stage);
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-      wait_d_scores(shared, tile, part);
-      add_product(keys[part], shared + D_SCORES + tile.stage * SCORE_BYTES + part * CHUNK,
-                  shared + QUERIES + stage.stage * QUERY_BYTES);
-    }
-    wgmma_wait<0>();
-#pragma unroll
-    for (int part = 0; part < PARTS; part++)
-      keep_registers(flat(keys[part]));
-    release_and_advance(shared + D_SCORE_EMPTY, tile);
-    release_and_advance(shared + QUERY_EMPTY, stage);
+    store_sums<HEAD_DIM_V>(params.grad_value, w, values, 1);
+    store_sums<HEAD_DIM>(params.grad_key, w, keys, params.softmax_scale);
   }
-  store_sums<HEAD_DIM_V>(params.grad_value, w, values, 1);
-  store_sums<HEAD_DIM>(params.grad_key, w, keys, params.softmax_scale);
 }

@@ -68,7 +68,7 @@ MUTATIONS = [
     _mutation("causal: the tile in the middle goes with itself", CAUSAL,
               "pair == middle ? second : pair > middle", "pair > middle"),
     _mutation("causal: an odd number of tiles paired head by head", CAUSAL,
-              "query_blocks % 2 && query_blocks > 1 ? 2 : 1", "1"),
+              "blocks % 2 && blocks > 1 ? 2 : 1", "1"),
     _mutation("heads of the last group counted as full", GROUPED_CAUSAL,
               "rest / present;", "rest / (present + 1);"),
     _mutation("heads of the first group only", GROUPS_OF_HEADS,
@@ -80,7 +80,7 @@ MUTATIONS = [
     _mutation("last block of keys left out", FULL,
               "w.num_blocks = ceil_div(w.seqlen_k, BLOCK_N);", "w.num_blocks = w.seqlen_k / BLOCK_N;"),
     _mutation("K and V of another group of heads", GROUPED,
-              "w.head / (u32)(params.heads_q / params.heads_kv)", "w.head % (u32)params.heads_kv"),
+              "(u32)w.head / ((u32)params.heads_q / (u32)params.heads_kv)", "w.head % (u32)params.heads_kv"),
     # --- producer
     _mutation("head and batch exchanged in TMA's coordinates", GROUPED,
               "64 * chunk, row + first, head, batch);", "64 * chunk, row + first, batch, head);"),

@@ -12,8 +12,8 @@ from emulator.calls import call
 from emulator.mutation import Mutation
 
 _call = partial(call, "backward", target="cuda:sm_90a", seeds=(0, 1, 2))
-TWO_STAGES = "block_m=64,block_n=128,num_stages=2"
-THREE_STAGES = "block_m=64,block_n=128,num_stages=3"
+TWO_STAGES = "block_m=64,block_n=128,num_stages=2,persistent=1"
+THREE_STAGES = "block_m=64,block_n=128,num_stages=3,persistent=1"
 
 # More steps than there are stages, so that each is used again. Up to head dim 64 two warpgroups compute scores.
 LONG = _call(head_dim=64, seqlen_q=330, seqlen_k=100, heads_q=1, config=TWO_STAGES)
@@ -30,6 +30,11 @@ ONE_KEY = _call(head_dim=64, seqlen_q=140, seqlen_k=1, heads_q=1, data="large", 
 UNWANTED = _call(head_dim=128, seqlen_q=140, heads_q=1, without=("grad_query", "grad_key"), config=TWO_STAGES)
 # An infinity or NaN in each input, each in a head of keys of its own.
 INFINITE = _call(head_dim=64, causal=True, batch=7, seqlen_q=40, seqlen_k=60, data="infinite", config=TWO_STAGES)
+
+# One block of threads takes five tiles of keys; causal, queries see keys of two of them.
+MANY = _call(head_dim=64, seqlen_q=140, seqlen_k=600, heads_q=1, processors=1, config=TWO_STAGES)
+WIDE_MANY = _call(head_dim=128, seqlen_q=140, seqlen_k=600, heads_q=1, processors=1, config=TWO_STAGES)
+CAUSAL_MANY = _call(head_dim=64, seqlen_q=140, seqlen_k=600, heads_q=1, causal=True, processors=1, config=TWO_STAGES)
 
 FEW_QUERIES = _call(head_dim=64, causal=True, batch=7, seqlen_q=30, seqlen_k=60, data="infinite", config=TWO_STAGES)
 
@@ -59,8 +64,8 @@ MUTATIONS = [
     _mutation("scale of dQ forgotten", LONG,
               "gradient, (float)params.softmax_scale);", "gradient, 1.0f);", within="end_queries"),
     # --- barriers
-    _mutation("keys and values: arrivals", ONE_STEP,
-              "barrier_init(shared + KEY_FULL, 1);", "barrier_init(shared + KEY_FULL, 2);"),
+    _mutation("empty K and V: dQ not waited for", WIDE_MANY,
+              "KEY_STAGES, 4 * (scorers + readers - 1));", "KEY_STAGES, 4 * scorers);"),
     _mutation("full stage: two arrivals", LONG,
               "barrier_init(full + 8 * stage, 1);", "barrier_init(full + 8 * stage, 2);"),
     _mutation("empty dO: arrivals of one warpgroup", WIDE,
@@ -93,20 +98,19 @@ MUTATIONS = [
               "threadIdx.x % 32 == 0", "threadIdx.x % 128 == 0", within="release"),
     # --- loads
     _mutation("a step behind the last is loaded", LONG,
-              "if (next.step == w.num_steps)", "if (next.step == w.num_steps + 1)"),
+              "next.left = next.w.num_steps;", "next.left = next.w.num_steps + 1;"),
     _mutation("bytes of V not expected", ONE_STEP,
-              "barrier_expect(shared + KEY_FULL, KEY_BYTES + VALUE_BYTES);",
-              "barrier_expect(shared + KEY_FULL, KEY_BYTES);"),
+              "barrier_expect(full, KEY_BYTES + VALUE_BYTES);", "barrier_expect(full, KEY_BYTES);"),
     _mutation("bytes of the statistics not expected", LONG,
               "QUERY_BYTES + STATS_BYTES);", "QUERY_BYTES);"),
     _mutation("half of the statistics loaded", ONE_STEP,
-              "+ first_query, STATS_BYTES, full);", "+ first_query, STATS_BYTES / 2, full);"),
+              "stats + first_query, STATS_BYTES, full);", "stats + first_query, STATS_BYTES / 2, full);"),
     _mutation("statistics of the first block of queries", LONG,
-              "next.at.at.stats + first_query,", "next.at.at.stats,"),
+              "stats + first_query, STATS_BYTES", "stats, STATS_BYTES"),
     _mutation("statistics always to the first stage", LONG,
-              "shared + STATS + stage * STATS_BYTES, next", "shared + STATS, next"),
+              "shared + STATS + stage * STATS_BYTES, stats", "shared + STATS, stats"),
     _mutation("statistics of the group's first head", GROUPED,
-              "c.at = find_workspace(params, w.batch, c.head);", ";"),
+              "next.w.batch, next.at.head).stats", "next.w.batch, next.w.kv_head * next.w.group_size).stats"),
     _mutation("an empty stage of Q not waited for", LONG,
               "wait_empty(shared + QUERY_EMPTY, next.stage);", ";"),
     _mutation("an empty stage of dO not waited for", LONG,
@@ -114,12 +118,37 @@ MUTATIONS = [
     _mutation("dO counted by Q's barrier", LONG,
               "full = shared + GRAD_FULL + 8 * stage;", "full = shared + QUERY_FULL + 8 * stage;"),
     _mutation("V of the block of keys before", GROUPED,
-              "maps.value, shared + KEY_FULL, w.first_key,", "maps.value, shared + KEY_FULL, 0,"),
+              "maps.value, full, w.first_key,", "maps.value, full, 0,"),
     _mutation("a step's load forgotten", LONG,
-              "    if (is_loading)\n      load_step", "    if (false)\n      load_step"),
+              "if (is_loading)\n        load_step", "if (false)\n        load_step"),
+    # --- from tile to tile of keys
+    _mutation("empty K and V not waited for", WIDE_MANY,
+              "wait_empty(shared + KEY_EMPTY, at);", ";"),
+    _mutation("K and V not given back by scores", MANY,
+              "release_and_advance(shared + KEY_EMPTY, key_stage);", "advance(key_stage);", within="make_scores"),
+    _mutation("K and V not given back by dQ", MANY,
+              "release_and_advance(shared + KEY_EMPTY, key_stage);", "advance(key_stage);", within="sum_grad_query"),
+    _mutation("K and V of the next tile over those of this", MANY,
+              "advance(stage_ahead);", ";"),
+    _mutation("K and V of the first tile again", MANY,
+              "round_ahead = round;", "round_ahead = 0;"),
+    _mutation("scores of the first stage of K", MANY,
+              "keys = shared + KEYS + key_stage.stage * KEY_BYTES,", "keys = shared + KEYS,", within="make_scores"),
+    _mutation("d_weights of the first stage of V", MANY,
+              "values = shared + VALUES + key_stage.stage * VALUE_BYTES;", "values = shared + VALUES;"),
+    _mutation("dQ of the first stage of K", MANY,
+              "keys = shared + KEYS + key_stage.stage * KEY_BYTES;", "keys = shared + KEYS;", within="sum_grad_query"),
+    _mutation("a tile's first d_scores shared before they are written", MANY,
+              "if (i > 0 || step > 0)", "if (i > 0 || step > 0 || round > 1)"),
+    _mutation("a tile too many", MANY,
+              "if (index >= heads)", "if (index > heads)", within="next_work"),
+    _mutation("causal: K and V of a tile that nobody sees", CAUSAL_MANY,
+              "if (w.num_steps > 0)\n      return true;", "return true;"),
+    _mutation("statistics of the tile before", CAUSAL_MANY,
+              "next.at = begin_steps(params, next.w);", ";"),
     # --- scores: what is waited for and given back
     _mutation("K and V not waited for", ONE_STEP,
-              "barrier_wait(shared + KEY_FULL, 0);", ";", within="make_scores"),
+              "wait_full(shared + KEY_FULL, key_stage);", ";", within="make_scores"),
     _mutation("Q not waited for", LONG,
               "wait_full(shared + QUERY_FULL, stage);", ";", within="make_scores"),
     _mutation("dO not waited for", LONG,
@@ -147,7 +176,7 @@ MUTATIONS = [
     _mutation("scores added to those of the step before", LONG,
               "flat(product), a, b, 0);", "flat(product), a, b, 1);"),
     _mutation("scores of the first part's keys", ONE_STEP,
-              "shared + KEYS + part * CHUNK);", "shared + KEYS);", within="make_scores"),
+              "keys + part * CHUNK);", "keys);", within="make_scores"),
     _mutation("d_weights: as many columns as scores have", TWO_DIMS,
               "multiply_part<DIM_VALUES>", "multiply_part<DIM_QK>"),
     _mutation("both warpgroups with the first part", LONG,
@@ -259,11 +288,13 @@ MUTATIONS = [
     _mutation("dQ added to that of the step before", LONG,
               "part * CHUNK, part > 0);", "part * CHUNK, true);"),
     _mutation("dQ from the first part's keys", ONE_STEP,
-              "shared + KEYS + chunk * BLOCK_N * 128 + part * CHUNK,", "shared + KEYS + chunk * BLOCK_N * 128,"),
+              "keys + chunk * BLOCK_N * 128 + part * CHUNK,", "keys + chunk * BLOCK_N * 128,"),
     _mutation("dQ from the first columns of K", ONE_STEP,
-              "shared + KEYS + chunk * BLOCK_N * 128 + part * CHUNK,", "shared + KEYS + part * CHUNK,"),
+              "keys + chunk * BLOCK_N * 128 + part * CHUNK,", "keys + part * CHUNK,"),
     _mutation("dQ added to the first block", LONG,
-              "at.at.grad_query + (long long)at.block * (BLOCK_M * DIM_QK);", "at.at.grad_query;"),
+              ".grad_query + (long long)at.block * (BLOCK_M * DIM_QK);", ".grad_query;"),
+    _mutation("dQ added to that of the group's first head", GROUPED,
+              "w.batch, at.head).grad_query", "w.batch, w.kv_head * w.group_size).grad_query"),
     _mutation("dQ: columns behind the last are added", PART,
               "if (8 * chunk + n < DIM_QK / 8) {", "if (true) {"),
     _mutation("dQ: columns of the first chunk", ONE_STEP,
@@ -274,5 +305,5 @@ MUTATIONS = [
     _mutation("more registers asked for than there are", ONE_STEP,
               "registers_increase<160>();", "registers_increase<168>();", within="backward"),
     _mutation("registers not given up", ONE_STEP,
-              "registers_decrease<80>();", ";", within="backward"),
+              "registers_decrease<72>();", ";", within="backward"),
 ]  # fmt: skip

@@ -79,7 +79,9 @@ KINDS = (
     Kind("backward", "bf16", (128,), deterministic=True, targets=HOPPER, kernels=2, causal_first=True),
 )
 FEATURES_HEAD_DIM = 40
-PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"  # one of those that are swept at that head dim
+# Two of those that are swept at that head dim.
+PERSISTENT = "block_m=128,block_n=64,num_stages=3,persistent=1"
+PERSISTENT_BACKWARD = "block_m=64,block_n=128,num_stages=3,persistent=1"
 # K and V of two of its heads fill the half of the cache that a group of heads may have: the last head is a group alone.
 MANY_KEYS = Case(
     *("forward", "fp16", 256, 0, True),
@@ -119,7 +121,8 @@ def configs_of(case: Case) -> list[str]:
 def _at_borders(case: Case) -> Iterator[Case]:
     """Sequence lengths at the borders of the config's blocks, and beside them.
 
-    Of a persistent kernel, the blocks of threads are fewer than the tiles of queries, where there are several.
+    Of a persistent kernel, the blocks of threads are fewer than the tiles (of queries, in backward of keys), where
+    there are several.
     """
     sizes = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", case.config)}
     if "dq_block_n" in sizes:
@@ -210,6 +213,12 @@ def every_feature(kind: Kind) -> list[list[Case]]:
             groups.append([replace(case, settings=settings_of(0))])
         if kind.op == "forward" and target in HOPPER:
             case = replace(base, config=PERSISTENT, batch=2, heads_q=2, heads_kv=1, seqlen_q=300, processors=3)
+            groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
+        if kind.op == "backward" and target in HOPPER:  # five tiles of keys a head, of which queries see three
+            case = replace(base, config=PERSISTENT_BACKWARD, batch=2, heads_q=4, heads_kv=2, seqlen_q=300, processors=3)
+            case = replace(case, seqlen_k=600)
+            groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
+            case = replace(case, head_dim=128, head_dim_v=128, heads_q=2)  # K and V have one stage
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
         if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.dtype == kind.dtype:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice

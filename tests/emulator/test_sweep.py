@@ -98,7 +98,7 @@ def test_every_config_is_swept_causal_and_full() -> None:
     assert not [config for config, masks in swept.items() if masks != {False, True}]
 
 
-PERSISTENT = [kind for kind in sweep.KINDS if kind.targets == sweep.HOPPER and kind.op == "forward"]
+PERSISTENT = [kind for kind in sweep.KINDS if kind.targets == sweep.HOPPER and not kind.deterministic]
 
 
 @pytest.mark.parametrize("kind", PERSISTENT, ids=lambda k: k.name)
@@ -113,7 +113,12 @@ def test_blocks_of_persistent_kernels_take_several_tiles(kind: Kind) -> None:
 
 
 def _tiles(case: Case) -> int:
-    return case.batch * case.heads_q * -(-case.seqlen_q // int(case.config.partition("block_m=")[2].partition(",")[0]))
+    """Of queries, in backward of keys."""
+    case = case.filled()
+    forward = case.op == "forward"
+    heads, rows = (case.heads_q, case.seqlen_q) if forward else (case.heads_kv, case.seqlen_k)
+    size = case.config.partition("block_m=" if forward else "block_n=")[2].partition(",")[0]
+    return case.batch * heads * -(-rows // int(size))
 
 
 # Backward in two passes has what differs from one pass alone.
