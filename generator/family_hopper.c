@@ -79,8 +79,8 @@ static int consumer_registers(hopper_config c) { return count_consumers(c) == 3 
 static int producer_registers(hopper_config c) { return count_consumers(c) == 3 ? 32 : 24; }
 
 /* Of backward, by role, at most 512 together. Sums are those of 128 keys: of narrow heads both gradients', in one
- * warpgroup, else either gradient's, a register for each column. At head dim 128 dQ leaves no columns of its chunks out
- * and takes fewer, so that scores can have more. */
+ * warpgroup, else either gradient's, a register for each column. At head dim 128 dQ
+ * takes fewer, and scores more. */
 static int sum_registers(const fa_problem *problem) {
   const int dim = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
   const int sums = is_narrow(problem) ? 128 : dim;

@@ -1,6 +1,7 @@
 /*
- * Backward on Hopper (sm_90a) at 16 bits, with wgmma, TMA and warpgroups that have roles of their own. A block of threads takes
- * tile after tile of BLOCK_N keys of one key/value head, and walks over the queries of its group of heads, BLOCK_M at a time:
+ * Backward on Hopper (sm_90a) at 16 bits, with wgmma, TMA and warpgroups that have roles of their own: a block of threads for
+ * BLOCK_N keys of one key/value head, or, persistent, for several such tiles, one after the other. It walks over the queries
+ * of its group of heads, BLOCK_M at a time:
  *
  *     scores = Q K^T          weights = exp2((scores - row_max) * factor) / row_sum
  *     d_weights = dO V^T      d_scores = weights * (d_weights - delta)

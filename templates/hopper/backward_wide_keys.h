@@ -30,7 +30,7 @@ backward_keys(const __grid_constant__ struct fa_params params, const __grid_cons
       struct loader next = {};
       struct work w;
       u32 round = 0;
-      if (next_steps(params, round, w))
+      if (next_work(params, round, w))
         load_keys({}, maps, w, shared);
       do
         load_step(next, maps, params, shared);

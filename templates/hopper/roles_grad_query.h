@@ -34,14 +34,14 @@ static __device__ __forceinline__ void sum_grad_query(const struct fa_params &pa
   if (is_loading) {
 //% if key_stages > 1
     u32 round = 0;
-    if (next_steps(params, round, w))
+    if (next_work(params, round, w))
       load_keys(key_stage, maps, w, shared);
 //% end
     for (int stage = 0; stage < STAGES - 1; stage++)
       load_step(next, maps, params, shared);
   }
   __syncwarp();
-  for (u32 round = 0; next_steps(params, round, w);) {
+  for (u32 round = 0; next_work(params, round, w);) {
     const u32 keys = shared + KEYS + key_stage.stage * KEY_BYTES;
     struct cursor at = begin_steps(params, w);
     if (is_loading) {
@@ -50,7 +50,7 @@ static __device__ __forceinline__ void sum_grad_query(const struct fa_params &pa
       struct work ahead;
       struct ring<KEY_STAGES> stage_ahead = key_stage;
       advance(stage_ahead); /* that of the tile before */
-      if (next_steps(params, round_ahead, ahead))
+      if (next_work(params, round_ahead, ahead))
         load_keys(stage_ahead, maps, ahead, shared);
 //% else
       load_keys(key_stage, maps, w, shared);

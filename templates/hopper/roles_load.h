@@ -30,7 +30,7 @@ static __device__ __forceinline__ void load_step(struct loader &next, const stru
                                                  const struct fa_params &params, u32 shared)
 {
   if (next.left == 0) {
-    if (!next_steps(params, next.round, next.w))
+    if (!next_work(params, next.round, next.w))
       return;
     next.left = next.w.num_steps;
     next.at = begin_steps(params, next.w);

@@ -72,7 +72,7 @@ static __device__ __forceinline__ void make_scores(const struct fa_params &param
 //% if share_late
   u32 written = 0; /* barrier of the part of d_scores that is not yet shared */
 //% end
-  for (u32 round = 0; next_steps(params, round, w);) {
+  for (u32 round = 0; next_work(params, round, w);) {
     const u32 keys = shared + KEYS + key_stage.stage * KEY_BYTES, values = shared + VALUES + key_stage.stage * VALUE_BYTES;
     struct cursor at = begin_steps(params, w);
     wait_full(shared + KEY_FULL, key_stage);

@@ -14,8 +14,8 @@
  * does. A tile is chunks of 64 columns, a chunk is rows of 128 bytes; of weights and d_scores a chunk is a part of the keys.
 //% if many_tiles
  *
- * A block of threads takes one tile of keys after another. Rings go on from tile to tile, and no role waits for the others to
- * come to a tile's end: Q and dO of the next are loaded meanwhile, and K and V where there is room for two.
+ * A block of threads takes one tile of keys after another. Rings go on from tile to tile: Q and dO of the next are loaded
+ * while one comes to its end, and K and V too where they have two stages.
 //% end
  */
 enum {
@@ -68,40 +68,62 @@ static __device__ __forceinline__ void wait_d_scores(u32 shared, const struct ri
   barrier_wait(shared + D_SCORE_FULL + 8 * (tile.stage * PARTS + part), tile.phase);
 }
 
-/* The next tile of keys of this block of threads, which has taken `round` of them; false behind the last. */
+//% if many_tiles
+/* Blocks of a head's keys that some query sees. */
+static __device__ __forceinline__ u32 count_seen(const struct fa_params &params)
+{
+//%   if causal
+  return ceil_div(min((int)params.seqlen_k, (int)params.seqlen_q), BLOCK_N);
+//%   else
+  return params.seqlen_q > 0 ? ceil_div((int)params.seqlen_k, BLOCK_N) : 0;
+//%   end
+}
+
+//% end
+/* The next tile of keys of this block of threads, of those that some query sees. It has taken `round` of them; false behind
+ * the last. */
 static __device__ __forceinline__ bool next_work(const struct fa_params &params, u32 &round, struct work &w)
 {
 //% if many_tiles
-  const u32 blocks = ceil_div((int)params.seqlen_k, BLOCK_N), heads = (u32)(params.batch * params.heads_kv);
+  const u32 blocks = count_seen(params), heads = (u32)(params.batch * params.heads_kv);
   u32 index, block;
+  if (blocks * heads <= gridDim.x) { /* a tile each */
+    if (round++ || blockIdx.x >= blocks * heads)
+      return false;
+    index = blockIdx.x / blocks;
+    block = blockIdx.x % blocks;
+  } else {
 //%   if causal
 //%     include "hopper/next_pair.h"
-  block = blocks - 1 - block; /* the first keys are seen by most queries */
+    block = blocks - 1 - block; /* the first keys are seen by most queries */
 //%   else
-  const u32 tile = round++ * gridDim.x + blockIdx.x;
-  index = tile / blocks;
-  block = tile % blocks;
-  if (index >= heads)
-    return false;
+    const u32 tile = round++ * gridDim.x + blockIdx.x;
+    index = tile / blocks;
+    block = tile % blocks;
+    if (index >= heads)
+      return false;
 //%   end
+  }
   w = find_work(params, (int)index, (int)block);
-//% else
-  if (round++) /* there is one tile for each block of threads */
-    return false;
-  w = find_work(params);
-//% end
   return true;
+//% else
+  w = find_work(params);
+  return round++ == 0 && w.num_steps > 0; /* there is one tile for each block of threads */
+//% end
 }
 
-/* The same, but a tile that some query sees: another has no steps, and its K and V are not loaded. */
-static __device__ __forceinline__ bool next_steps(const struct fa_params &params, u32 &round, struct work &w)
+/* The same of those that nobody sees. */
+static __device__ __forceinline__ bool next_unseen(const struct fa_params &params, u32 &round, struct work &w)
 {
-//% if causal
-  while (next_work(params, round, w))
-    if (w.num_steps > 0)
-      return true;
-  return false;
+//% if many_tiles
+  const u32 seen = count_seen(params), unseen = ceil_div((int)params.seqlen_k, BLOCK_N) - seen;
+  const u32 tile = round++ * gridDim.x + blockIdx.x, index = tile / max(unseen, 1u);
+  if (unseen == 0 || index >= (u32)(params.batch * params.heads_kv))
+    return false;
+  w = find_work(params, (int)index, (int)(seen + tile % unseen));
+  return true;
 //% else
-  return next_work(params, round, w) && w.num_steps > 0;
+  w = find_work(params);
+  return round++ == 0 && w.num_steps == 0;
 //% end
 }

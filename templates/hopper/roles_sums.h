@@ -67,7 +67,7 @@ static __device__ __forceinline__ void sum_gradient(const struct sum_of &of, con
   struct ring<STAGES> stage = {};
   struct ring<2> tile = {};
   struct work w;
-  for (u32 round = 0; next_work(params, round, w);) {
+  for (u32 round = 0, unseen = 0; next_work(params, round, w) || next_unseen(params, unseen, w);) {
     float sums[PARTS][COLUMNS / 8][4] = {};
     for (int step = 0; step < w.num_steps; step++) {
       wait_full(of.right_full, stage);
@@ -98,7 +98,7 @@ static __device__ __forceinline__ void sum_keys_and_values(const struct fa_param
   struct ring<1> weight_tile = {};
   struct ring<2> tile = {};
   struct work w;
-  for (u32 round = 0; next_work(params, round, w);) {
+  for (u32 round = 0, unseen = 0; next_work(params, round, w) || next_unseen(params, unseen, w);) {
     float values[PARTS][DIM_V / 8][4] = {}, keys[PARTS][DIM_K / 8][4] = {};
     for (int step = 0; step < w.num_steps; step++) {
       wait_full(shared + GRAD_FULL, stage);

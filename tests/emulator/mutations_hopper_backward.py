@@ -36,6 +36,11 @@ MANY = _call(head_dim=64, seqlen_q=140, seqlen_k=600, heads_q=1, processors=1, c
 WIDE_MANY = _call(head_dim=128, seqlen_q=140, seqlen_k=600, heads_q=1, processors=1, config=TWO_STAGES)
 CAUSAL_MANY = _call(head_dim=64, seqlen_q=140, seqlen_k=600, heads_q=1, causal=True, processors=1, config=TWO_STAGES)
 
+# As many blocks of threads as tiles.
+GROUPED_EACH = _call(
+    head_dim=64, seqlen_q=140, seqlen_k=130, heads_q=6, heads_kv=3, causal=True, processors=6, config=TWO_STAGES
+)
+
 FEW_QUERIES = _call(head_dim=64, causal=True, batch=7, seqlen_q=30, seqlen_k=60, data="infinite", config=TWO_STAGES)
 
 _mutation = partial(Mutation, "hopper backward")
@@ -142,8 +147,14 @@ MUTATIONS = [
               "if (i > 0 || step > 0)", "if (i > 0 || step > 0 || round > 1)"),
     _mutation("a tile too many", MANY,
               "if (index >= heads)", "if (index > heads)", within="next_work"),
-    _mutation("causal: K and V of a tile that nobody sees", CAUSAL_MANY,
-              "if (w.num_steps > 0)\n      return true;", "return true;"),
+    _mutation("causal: tiles that nobody sees come in pairs", CAUSAL_MANY,
+              "min((int)params.seqlen_k, (int)params.seqlen_q)", "(int)params.seqlen_k", within="count_seen"),
+    _mutation("causal: tiles that nobody sees are not stored", CAUSAL_MANY,
+              " || next_unseen(params, unseen, w)", "", within="sum_keys_and_values"),
+    _mutation("causal: tiles that nobody sees begin with the first", CAUSAL_MANY,
+              "(int)(seen + tile % unseen)", "(int)(tile % unseen)"),
+    _mutation("a tile each: the last one's heads", GROUPED_EACH,
+              "index = blockIdx.x / blocks;", "index = blockIdx.x % blocks;"),
     _mutation("statistics of the tile before", CAUSAL_MANY,
               "next.at = begin_steps(params, next.w);", ";"),
     # --- scores: what is waited for and given back

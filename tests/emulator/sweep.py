@@ -137,7 +137,7 @@ def _at_borders(case: Case) -> Iterator[Case]:
         lengths = ((2 * m * sizes["num_stages"] + 1, n - 1), *lengths)
     for place, (sq, sk) in enumerate(lengths if case.head_dim < 128 else lengths[:2]):
         one = replace(case, seqlen_q=sq, seqlen_k=sk, heads_q=1)
-        if sizes.get("persistent"):  # the last with three tiles for two blocks
+        if sizes.get("persistent"):  # the last with three tiles or more for two blocks
             one = replace(one, processors=1) if place < 3 else replace(one, heads_q=3, processors=2)
         yield one
 
@@ -218,7 +218,8 @@ def every_feature(kind: Kind) -> list[list[Case]]:
             case = replace(base, config=PERSISTENT_BACKWARD, batch=2, heads_q=4, heads_kv=2, seqlen_q=300, processors=3)
             case = replace(case, seqlen_k=600)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
-            case = replace(case, head_dim=128, head_dim_v=128, heads_q=2)  # K and V have one stage
+            # K and V have one stage.
+            case = replace(case, head_dim=72 if causal else 128, head_dim_v=128, heads_q=2)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
         if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.dtype == kind.dtype:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice

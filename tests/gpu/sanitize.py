@@ -124,7 +124,8 @@ MORE = [
     # Few tiles of queries: with a causal mask some parts of the keys are of none.
     Case("fp16", 64, 1100, 1100, is_causal=True, heads=(1, 1), dense=False),
     # More tiles than a GPU has room for: a persistent block goes from one to the next.
-    Case("fp16", 64, 450, 330, is_causal=True, heads=(80, 40)),
+    Case("fp16", 64, 450, 330, is_causal=True, heads=(100, 50)),
+    Case("bf16", 64, 130, 330, heads=(50, 50)),
 ]
 MORE += [
     Case(dtype, head_dim, seqlen_q, seqlen_k, (i + j) % 2 == 0, seqlen_q == 65, (4, 2), dense)
