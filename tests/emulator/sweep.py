@@ -219,7 +219,7 @@ def every_feature(kind: Kind) -> list[list[Case]]:
             case = replace(case, seqlen_k=600)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
             # K and V have one stage.
-            case = replace(case, head_dim=72 if causal else 128, head_dim_v=128, heads_q=2)
+            case = replace(case, head_dim=72 if causal == kind.causal_first else 128, head_dim_v=128, heads_q=2)
             groups.append([replace(case, settings=settings_of(i)) for i in range(2)])
         if kind.op == "forward" and target in HOPPER and causal and MANY_KEYS.dtype == kind.dtype:
             groups.append([replace(MANY_KEYS, seqlen_k=130), MANY_KEYS])  # the first is run twice
