@@ -79,8 +79,7 @@ static int consumer_registers(hopper_config c) { return count_consumers(c) == 3 
 static int producer_registers(hopper_config c) { return count_consumers(c) == 3 ? 32 : 24; }
 
 /* Of backward, by role, at most 512 together. Sums are those of 128 keys: of narrow heads both gradients', in one
- * warpgroup, else either gradient's, a register for each column. At head dim 128 dQ
- * takes fewer, and scores more. */
+ * warpgroup, else either gradient's, a register for each column. At head dim 128 dQ takes fewer, and scores more. */
 static int sum_registers(const fa_problem *problem) {
   const int dim = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
   const int sums = is_narrow(problem) ? 128 : dim;
@@ -180,10 +179,9 @@ static const choices forward_lists[] = {
     {192, {{128, 112, 2, 1}, {128, 96, 2, 1}, {128, 112, 2, 0}, {128, 80, 2, 1}, {128, 64, 2, 1}}},
     {FA_MAX_HEAD_DIM, {{128, 64, 2, 1}, {128, 80, 2, 1}, {128, 64, 2, 0}, {128, 80, 2, 0}, {128, 48, 2, 1}}},
 };
-/* One tile of keys after another pays where tiles have few steps (H200, bf16, d 64: 1.13 to 1.26 times as fast at S
- * 512, 1.00 to 1.04 at 4096). With many the GPU hands tiles out better, causal ones above all (0.98 at S 16384, at d
- * 128 0.95).
- */
+/* One tile of keys after another pays where tiles have few steps (H200, bf16, d 64: 1.13 to 1.26 times as fast at
+ * S 512, 1.00 to 1.04 at 4096). With many the GPU hands tiles out better: causal, S 16384, 0.98 to 0.99, and 0.95 to
+ * 0.96 at d 128. */
 static const choices backward_lists[] = {
     {64, {{64, 128, 3, 1}, {64, 128, 4, 1}, {64, 128, 3, 0}, {64, 128, 4, 0}}},
     {128, {{64, 128, 3, 0}, {64, 128, 3, 1}, {64, 128, 2, 0}}},

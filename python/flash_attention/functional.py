@@ -61,8 +61,8 @@ def flash_attention(
         has them in memory (contiguous where query overlaps itself). Without keys it is zeros. Equal tensors
         (values, shapes, strides, addresses modulo 16) give equal bits, whatever the number of threads; gradients of
         16-bit tensors on a GPU only under torch.use_deterministic_algorithms(True), which costs up to 1.4 times the
-        time. Scores and sums are kept in float32. Differentiable once: double backward and forward-mode AD raise
-        NotImplementedError.
+        time; a call in a captured CUDA graph only after one like it outside. Scores and sums are kept in float32.
+        Differentiable once: double backward and forward-mode AD raise NotImplementedError.
 
     Raises:
         TypeError: an argument is no tensor, or has a dtype that it must not have.
