@@ -65,6 +65,7 @@ fa_status fa_cuda_zero(const fa_call *call, const struct fa_tensor *tensor, cons
 fa_status fa_cuda_copy(const fa_device *device, void *stream, void *to, const void *from, size_t bytes,
                        fa_copy_kind kind, char *message);
 fa_status fa_cuda_check(const fa_device *device, char *message);
+fa_status fa_cuda_settle(const fa_device *device, void *stream, char *message);
 /* For the default host: plain allocations. */
 void *fa_cuda_allocate(int device_index, size_t bytes);
 void fa_cuda_release(int device_index, void *memory);

@@ -3,6 +3,7 @@
  *
  *     fa_execute   the table in memory knows the kernel: launch it. No lock, no allocation, no environment.
  *     prepare      it does not: one thread finds out, others that want the same wait for it.
+ *     settle       a kernel will be loaded: what the device has to do for this process already ends first.
  *     resolve      the tuning record on disk names config and kernel, and the cache holds the kernel: load it.
  *     tune_once    nothing is known: one process generates, compiles and times candidates, and writes the record.
  *     pinned       instead of the last two, where only what is on disk may be used.
@@ -139,7 +140,14 @@ static fa_status tune_once(const fa_device *device, const fa_problem *problem, c
                            const fa_key *key, const fa_host *host, void *stream, const fa_ready **ready,
                            char *message) {
   fa_cache *cache = fa_shared_cache();
+  const double asked = fa_seconds();
   fa_cache_lock *lock = fa_cache_lock_key(cache, key, TUNING_LOCK_SECONDS);
+  if (!lock && fa_seconds() - asked >= TUNING_LOCK_SECONDS) {
+    char description[160];
+    fa_describe_problem(problem, description, sizeof description);
+    fa_warn("another process has been tuning %s for %.0f s; this one goes on without its result", description,
+            TUNING_LOCK_SECONDS);
+  }
   fa_status status = from_record(device, problem, key, ready, message);
   if (status != FA_OK) {
     /* A choice that cannot be kept would be made anew, perhaps differently, by each process; the best guess is the
@@ -172,12 +180,26 @@ static void tune_arguments(const fa_problem *problem, const fa_shape *shape, cha
             problem->precision == FA_PRECISION_REDUCED ? " --precision reduced" : "");
 }
 
+/* How a record was searched for that counts here, the most thorough search first: an exhaustive one, if one was made,
+ * found at least as good a config. Returns how many there are. */
+static int searches_that_count(fa_autotune searched[3]) {
+  const fa_settings *settings = fa_get_settings();
+  int count = 0;
+  if (settings->autotune == FA_TUNE_PINNED || (settings->autotune == FA_TUNE_SOME && !settings->only_such_records))
+    searched[count++] = FA_TUNE_ALL;
+  if (settings->autotune == FA_TUNE_PINNED)
+    searched[count++] = FA_TUNE_SOME;
+  searched[count++] = settings->autotune == FA_TUNE_PINNED ? FA_TUNE_NONE : settings->autotune;
+  return count;
+}
+
 /* The record of the best search that was made, or an error that says how to come by one. */
 static fa_status pinned(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                         const fa_shape *shape, const fa_ready **ready, char *message) {
-  static const fa_autotune searched[] = {FA_TUNE_ALL, FA_TUNE_SOME, FA_TUNE_NONE};
+  fa_autotune searched[3];
+  const int count = searches_that_count(searched);
   char description[160], arguments[320], reason[FA_MESSAGE_SIZE] = "";
-  for (size_t i = 0; i < sizeof searched / sizeof *searched && !*reason; i++) {
+  for (int i = 0; i < count && !*reason; i++) {
     fa_key key;
     fa_record_key(&key, device, problem, bucket, searched[i]);
     fa_status status = from_record(device, problem, &key, ready, reason);
@@ -198,34 +220,33 @@ static fa_status pinned(const fa_device *device, const fa_problem *problem, cons
 static fa_status resolve(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                          const fa_shape *shape, const fa_host *host, void *stream, const fa_ready **ready,
                          char *message) {
-  fa_autotune autotune = fa_get_settings()->autotune;
-  fa_status status = FA_FAILED;
-  fa_key key;
-  if (autotune == FA_TUNE_PINNED)
+  if (fa_get_settings()->autotune == FA_TUNE_PINNED)
     return pinned(device, problem, bucket, shape, ready, message);
-  /* An exhaustive search, if one was made, found at least as good a config. */
-  if (autotune == FA_TUNE_SOME && !fa_get_settings()->only_such_records) {
-    fa_record_key(&key, device, problem, bucket, FA_TUNE_ALL);
+  fa_autotune searched[3];
+  const int count = searches_that_count(searched);
+  fa_status status = FA_FAILED;
+  for (int i = 0; i < count && status != FA_OK; i++) {
+    fa_key key;
+    fa_record_key(&key, device, problem, bucket, searched[i]);
     status = from_record(device, problem, &key, ready, message);
+    if (status != FA_OK && i == count - 1)
+      status = tune_once(device, problem, bucket, &key, host, stream, ready, message);
     fa_key_free(&key);
   }
-  if (status == FA_OK)
-    return FA_OK;
-  fa_record_key(&key, device, problem, bucket, autotune);
-  status = from_record(device, problem, &key, ready, message);
-  if (status != FA_OK)
-    status = tune_once(device, problem, bucket, &key, host, stream, ready, message);
-  fa_key_free(&key);
   return status;
 }
 
-static bool has_record(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                       fa_autotune searched) {
-  fa_key key;
-  fa_record record;
-  fa_record_key(&key, device, problem, bucket, searched);
-  bool found = fa_record_get(&key, &record);
-  fa_key_free(&key);
+/* The record that resolve would begin with. */
+static bool find_record(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_record *record) {
+  fa_autotune searched[3];
+  const int count = searches_that_count(searched);
+  bool found = false;
+  for (int i = 0; i < count && !found; i++) {
+    fa_key key;
+    fa_record_key(&key, device, problem, bucket, searched[i]);
+    found = fa_record_get(&key, record);
+    fa_key_free(&key);
+  }
   return found;
 }
 
@@ -234,11 +255,11 @@ static bool has_record(const fa_device *device, const fa_problem *problem, const
 static void look_ahead(const fa_device *device, const fa_problem *forward, const fa_shape *bucket, bool deterministic) {
   const fa_autotune autotune = fa_get_settings()->autotune;
   fa_problem problem = *forward;
+  fa_record ignored;
   problem.op = FA_BACKWARD;
   problem.deterministic = deterministic;
   fa_problem_normalize(&problem);
-  if (autotune == FA_TUNE_PINNED || has_record(device, &problem, bucket, autotune) ||
-      (autotune == FA_TUNE_SOME && has_record(device, &problem, bucket, FA_TUNE_ALL)))
+  if (autotune == FA_TUNE_PINNED || find_record(device, &problem, bucket, &ignored))
     return;
   fa_build_ahead(device, &problem, bucket, autotune);
 }
@@ -252,31 +273,58 @@ static fa_problem choose_target(const fa_device *device, const fa_problem *probl
   return chosen;
 }
 
-static fa_status make_ready(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                            const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
+static fa_status begin_preparing(const fa_device *device, fa_preparing *state, char *message) {
+  return device->ops->begin_preparing ? device->ops->begin_preparing(device, state, message) : FA_OK;
+}
+
+static void end_preparing(const fa_device *device, fa_preparing *state) {
+  if (device->ops->end_preparing)
+    device->ops->end_preparing(device, state);
+}
+
+/* To load a kernel, the driver waits until this process's work on the device is done, and the tuner computes behind it;
+ * and that work may wait for what another process does after a call like this one, as in a pipeline, whose stages
+ * receive before they send. So it is waited for here, where nothing is claimed or locked that others wait for. */
+static fa_status settle(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, void *stream,
+                        char *message) {
+  fa_record record;
   fa_preparing state;
-  fa_status status = device->ops->begin_preparing ? device->ops->begin_preparing(device, &state, message) : FA_OK;
+  if (!device->ops->settle ||
+      (find_record(device, problem, bucket, &record) && fa_find_loaded(device, record.kernel_hex)))
+    return FA_OK;
+  fa_status status = begin_preparing(device, &state, message);
   if (status != FA_OK)
     return status;
-  const fa_problem chosen = choose_target(device, problem, bucket);
-  if (call->backward_follows && call->op == FA_FORWARD)
-    look_ahead(device, &chosen, bucket, call->deterministic);
-  status = resolve(device, &chosen, bucket, &call->shape, host, call->stream, ready, message);
-  if (device->ops->end_preparing)
-    device->ops->end_preparing(device, &state);
+  status = device->ops->settle(device, stream, message);
+  end_preparing(device, &state);
   return status;
 }
 
-/* In a graph's capture nothing can be made ready: any kernel that is there computes the same, if it is one of the
- * problem and the target that this bucket would get outside of one. */
+static fa_status make_ready(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                            const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
+  fa_preparing state;
+  fa_status status = begin_preparing(device, &state, message);
+  if (status != FA_OK)
+    return status;
+  if (call->backward_follows && call->op == FA_FORWARD)
+    look_ahead(device, problem, bucket, call->deterministic);
+  status = resolve(device, problem, bucket, &call->shape, host, call->stream, ready, message);
+  end_preparing(device, &state);
+  return status;
+}
+
+/* In a graph's capture nothing can be made ready. The kernel that this bucket would get outside of one, if it is
+ * loaded; else any that is there computes the same but for rounding, if it is one of the problem and the target. */
 static fa_status find_in_capture(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                                  const fa_ready **ready, char *message) {
   char description[160];
-  const fa_problem chosen = choose_target(device, problem, bucket);
-  *ready = fa_find_loaded_for(device, &chosen);
+  fa_record record;
+  *ready = find_record(device, problem, bucket, &record) ? fa_find_loaded(device, record.kernel_hex) : NULL;
+  if (!*ready)
+    *ready = fa_find_loaded_for(device, problem);
   if (*ready)
     return FA_OK;
-  fa_describe_problem(&chosen, description, sizeof description);
+  fa_describe_problem(problem, description, sizeof description);
   return fa_fail(FA_FAILED, message,
                  "the stream is being captured into a graph, and there is no kernel yet for %s: make one call with "
                  "tensors like these (shapes, strides, alignment) before the capture, to compile and load it",
@@ -296,8 +344,12 @@ void fa_last_config(char *config, size_t size) {
  * A failure is not kept: the next call tries again. */
 static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
                          const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
+  const fa_problem chosen = choose_target(device, problem, &key->bucket);
   if (device->ops->is_capturing && device->ops->is_capturing(device, call->stream))
-    return find_in_capture(device, problem, &key->bucket, ready, message);
+    return find_in_capture(device, &chosen, &key->bucket, ready, message);
+  fa_status status = settle(device, &chosen, &key->bucket, call->stream, message);
+  if (status != FA_OK)
+    return status;
   fa_lock();
   fa_slot *slot = fa_table_slot(key);
   if (!slot) {
@@ -309,7 +361,7 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
     fa_wait();
   *ready = atomic_load_explicit(&slot->ready, memory_order_acquire);
   if (*ready || slot->attempts != attempts) { /* somebody else did it, or failed to */
-    fa_status status = *ready ? FA_OK : slot->status;
+    status = *ready ? FA_OK : slot->status;
     if (status != FA_OK)
       fa_fail(status, message, "%s", slot->failure ? slot->failure : "out of memory");
     fa_unlock();
@@ -318,7 +370,7 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
   slot->claimed_by = fa_generation();
   fa_unlock();
 
-  fa_status status = make_ready(device, problem, &key->bucket, call, host, ready, message);
+  status = make_ready(device, &chosen, &key->bucket, call, host, ready, message);
 
   fa_lock();
   slot->claimed_by = 0;

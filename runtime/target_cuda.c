@@ -116,6 +116,7 @@ const fa_target fa_target_cuda = {
     .time = fa_cuda_time,
     .zero = fa_cuda_zero,
     .copy = fa_cuda_copy,
+    .settle = fa_cuda_settle,
     .check = fa_cuda_check,
     .is_capturing = fa_cuda_is_capturing,
     .begin_preparing = begin_preparing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -46,6 +47,14 @@ def busy_gpu() -> Iterator[None]:
             other = torch.tanh(other @ other)
     yield
     torch.cuda.synchronize()
+
+
+@pytest.fixture
+def tuned() -> Iterator[None]:
+    """First calls time candidates, as they do where a user has set nothing."""
+    _native.set_autotune("1")
+    yield
+    _native.set_autotune(os.environ["FLASH_ATTENTION_AUTOTUNE"])
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -175,6 +184,19 @@ def test_nothing_is_made_ready_in_a_capture() -> None:
     assert after["compilations"] == before["compilations"]
     assert after["kernels_loaded"] == before["kernels_loaded"]
     close(flash_attention(*qkv), sdpa(*qkv))  # and no harm is done
+
+
+def test_shapes_with_a_record_in_a_capture(tuned: None) -> None:
+    """Each bucket gets its own kernel, so the bits of a call outside, if this process has loaded it for another one."""
+    tensors = {seqlen: make(64, seqlen=seqlen) for seqlen in (100, 1000, 4000, 300)}
+    expected = {seqlen: flash_attention(*qkv, is_causal=True) for seqlen, qkv in tensors.items()}
+    _native.set_autotune("1")  # every call looks for its kernel again
+    for seqlen, qkv in tensors.items():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = flash_attention(*qkv, is_causal=True)
+        graph.replay()
+        assert torch.equal(output, expected[seqlen]), f"seqlen {seqlen}"
 
 
 def test_other_shapes_in_a_capture() -> None:

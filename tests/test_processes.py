@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 CALLS = """
 import hashlib, json, sys, torch
@@ -23,12 +24,15 @@ def has_nvrtc():
     with open("/proc/self/maps") as maps:
         return "libnvrtc" in maps.read()
 
-device, dtypes, waits = sys.argv[1:]
+device, dtypes, begins = sys.argv[1:]
 torch.use_deterministic_algorithms(True)
 torch.zeros(1, device=device)
 before = has_nvrtc()
-if waits == "waits":
+if begins == "behind a sleep":
+    torch.cuda._sleep(20_000_000_000)  # cycles: 10 s of an H100
+if begins != "at once":
     print("ready", flush=True)
+if begins == "when told":
     sys.stdin.readline()
 digest = hashlib.sha256()
 for dtype in dtypes.split(","):
@@ -48,10 +52,12 @@ print(json.dumps({
 """
 
 
-def start(cache: Path, device, dtypes: str = "float32", waits: bool = False, **environment: str) -> subprocess.Popen:
-    """A new process that makes CALLS, or waits for a line of standard input before it does."""
+def start(
+    cache: Path, device, dtypes: str = "float32", begins: str = "at once", **environment: str
+) -> subprocess.Popen:
+    """A new process that makes CALLS, "when told" by a line of standard input, or "behind a sleep" on its stream."""
     env = {**os.environ, "FLASH_ATTENTION_CACHE_DIR": str(cache), "FLASH_ATTENTION_AUTOTUNE": "1", **environment}
-    line = [sys.executable, "-c", CALLS, device.type, dtypes, "waits" if waits else "starts"]
+    line = [sys.executable, "-c", CALLS, device.type, dtypes, begins]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(line, env=env, text=True, **pipes)
 
@@ -104,7 +110,8 @@ def test_processes_at_once_on_a_cold_cache(device, tmp_path):
     """One tunes each of two problems, the others take its record: all compute with one kernel, the bits are equal. They
     may share the compiling, where backward's kernels are built while forward is, but none is compiled twice.
     """
-    processes = [start(tmp_path / "cache", device, waits=True) for _ in range(8 if device.type == "cuda" else 2)]
+    count = 8 if device.type == "cuda" else 2
+    processes = [start(tmp_path / "cache", device, begins="when told") for _ in range(count)]
     with contextlib.ExitStack() as stack:
         for process in processes:
             stack.callback(process.kill)
@@ -118,6 +125,27 @@ def test_processes_at_once_on_a_cold_cache(device, tmp_path):
     assert sum(result["compilations"] for result in results) == len(list((tmp_path / "cache").glob("kernel-*")))
     assert {result["digest"] for result in results} == {results[0]["digest"]}
     assert not any(result["damaged"] for result in results)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_device_that_gets_no_further(tmp_path):
+    """A pipeline's stages receive before they send: on a cold cache, one whose device is stuck until another has sent
+    does not hold that one up with the tuner's lock.
+    """
+    cuda = torch.device("cuda")
+    with contextlib.ExitStack() as stack:
+        processes = [start(tmp_path / "cache", cuda, begins=begins) for begins in ("behind a sleep", "when told")]
+        for process in processes:
+            stack.callback(process.kill)
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+        stuck, other = processes
+        time.sleep(1)  # by now it has come to its call
+        begin = time.monotonic()
+        results = [finish(other, "\n")]
+        assert stuck.poll() is None, f"the other process took {time.monotonic() - begin:.1f} s"
+        results.append(finish(stuck))
+    assert [result["tunings"] for result in results] == [2, 0]
+    assert results[0]["digest"] == results[1]["digest"]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:

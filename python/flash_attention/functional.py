@@ -61,7 +61,8 @@ def flash_attention(
         has them in memory (contiguous where query overlaps itself). Without keys it is zeros. Equal tensors
         (values, shapes, strides, addresses modulo 16) give equal bits, whatever the number of threads; gradients of
         16-bit tensors on a GPU only under torch.use_deterministic_algorithms(True), which costs up to 1.4 times the
-        time; a call in a captured CUDA graph only after one like it outside. Scores and sums are kept in float32.
+        time; a call in a captured CUDA graph only if this process has loaded its kernel, as any call like it outside
+        does. Scores and sums are kept in float32.
         Differentiable once: double backward and forward-mode AD raise NotImplementedError.
 
     Raises:

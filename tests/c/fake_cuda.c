@@ -53,6 +53,14 @@ static CUresult fails(const char *name) {
       return injected;                                                                                                 \
   } while (0)
 
+/* What the true driver (13.0, on an H200) does in each function that calls this: it waits for all of the context's
+ * work.
+ */
+static void wait_for_device(void) {
+  if (fake->wait)
+    fake->wait();
+}
+
 static int current(void) { return depth > 0 ? stack[depth - 1] : 0; }
 static CUcontext to_context(int number) { return (CUcontext)(uintptr_t)number; }
 
@@ -111,8 +119,8 @@ static CUresult cuCtxPopCurrent(CUcontext *context) {
   note("pop\n");
   return CUDA_SUCCESS;
 }
-
 static CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+  wait_for_device();
   MAY_FAIL;
   if (current() == 0)
     return ERROR_INVALID_CONTEXT;
@@ -126,6 +134,7 @@ static CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   return CUDA_SUCCESS;
 }
 static CUresult cuModuleUnload(CUmodule module) {
+  wait_for_device();
   if (current() != module->context)
     return ERROR_INVALID_CONTEXT;
   free(module);
@@ -181,6 +190,7 @@ static CUresult cuStreamIsCapturing(CUstream stream, int *status) {
 static CUresult cuStreamSynchronize(CUstream stream) {
   MAY_FAIL;
   note("synchronize stream=%d\n", (int)(uintptr_t)stream);
+  wait_for_device();
   return CUDA_SUCCESS;
 }
 static CUresult cuThreadExchangeStreamCaptureMode(int *mode) {
@@ -242,6 +252,8 @@ static CUresult cuMemGetInfo(size_t *available, size_t *total) {
   return fake->broken;
 }
 static CUresult cuMemFree(CUdeviceptr memory) {
+  MAY_FAIL;
+  wait_for_device();
   fake->frees++;
   free((void *)(uintptr_t)memory);
   return CUDA_SUCCESS;

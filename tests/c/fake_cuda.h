@@ -34,7 +34,8 @@ typedef struct fake_cuda {
   int capture_status;  /* of every stream */
   double milliseconds; /* of each launch */
   void (*run)(const char *name, const struct fa_params *params, unsigned grid, unsigned block);
-  int maps; /* how many tensor maps follow the parameters of a launch */
+  void (*wait)(void); /* until the device has nothing to do, or NULL: it has nothing */
+  int maps;           /* how many tensor maps follow the parameters of a launch */
   /* What was asked: a line for each call that changes something. */
   char log[65536];
   const void *mapped[4]; /* the tensors of the last launch's maps */

@@ -88,6 +88,63 @@ static void in_child_capture(void *unused) {
   CHECK(strstr(message, "being captured") != NULL);
 }
 
+/* A bucket that was never called here, but has a record: its own kernel if that is loaded, not the one loaded last. */
+static const char *fastest; /* of the kernels */
+static void prefer(const char *name, const struct fa_params *p, unsigned grid, unsigned block) {
+  compute(name, p, grid, block);
+  fake->milliseconds = strcmp(name, fastest) == 0 ? 0.1 : 1;
+}
+static void run_lengths(int64_t seqlen_q, int64_t seqlen_k, const char *expected) {
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  self.call.shape.seqlen_q = seqlen_q, self.call.shape.seqlen_k = seqlen_k;
+  CHECKF(fa_execute(&self.call, fa_default_host(), message) == FA_OK, "%s", message);
+  CHECKF(launched(expected), "%s", last_launch());
+}
+static void in_child_makes_records(void *unused) {
+  (void)unused;
+  begin();
+  fake->run = prefer;
+  fastest = "forward16";
+  run_lengths(3, 37, "launch forward16 ");
+  fastest = "forward64";
+  run_lengths(37, 37, "launch forward64 ");
+  fastest = "forward16";
+  run_lengths(37, 3, "launch forward16 ");
+}
+static void in_child_captures_by_record(void *unused) {
+  (void)unused;
+  begin();
+  run_lengths(37, 37, "launch forward64 ");
+  fake->capture_status = 1;
+  run_lengths(3, 37, "launch forward64 "); /* its own is not loaded */
+  fake->capture_status = 0;
+  run_lengths(37, 3, "launch forward16 ");
+  run_lengths(37, 37, "launch forward64 ");
+  fa_table_forget();
+  fake->capture_status = 1;
+  fake_forget(fake);
+  run_lengths(3, 37, "launch forward16 ");
+  run_lengths(37, 37, "launch forward64 "); /* forward16 was loaded last */
+  CHECK(strstr(fake->log, "synchronize") == NULL);
+  CHECK_NUMBER(fake->loads, 2);
+}
+
+/* Without memory that is there already, a workspace cannot be had in a capture, which is no want of memory. */
+static void in_child_capture_without_memory(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  begin();
+  check_run(0, (void *)5);
+  fake->capture_status = 1;
+  fake->fail = "cuMemAlloc", fake->error = 900; /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED */
+  CHECK_NUMBER(run(0, (void *)5, &self, message), FA_FAILED);
+  CHECKF(strstr(message, "pass an fa_host whose allocate can do so in a capture") != NULL, "%s", message);
+}
+
 /* Few queries have kernels of another target: in fp32 those add in another order, so that a capture never takes them
  * for more queries, or the other way round, whichever was loaded last. */
 static fa_status run_length(int64_t length, char *message) {
@@ -128,6 +185,10 @@ static void in_child_capture_of_few(void *unused) {
 static void test_capture(void) {
   help_new_cache("capture");
   IN_CHILD(in_child_capture, NULL);
+  IN_CHILD(in_child_capture_without_memory, NULL);
+  help_new_cache("capture by record");
+  IN_CHILD(in_child_makes_records, NULL);
+  IN_CHILD(in_child_captures_by_record, NULL);
   help_new_cache("capture of targets");
   IN_CHILD(in_child_capture_of_many, NULL);
   IN_CHILD(in_child_capture_of_few, NULL);

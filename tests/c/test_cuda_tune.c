@@ -1,6 +1,7 @@
 /*
  * The tuner on CUDA, without a GPU. What is protected: its choice and its limits, records, size classes, several
- * devices, want of memory, a busy device, and that it touches no tensor of the caller's.
+ * devices, want of memory, a busy device, that it touches no tensor of the caller's, and that nobody waits for a device
+ * that is stuck.
  */
 #define _GNU_SOURCE
 #include "tests/c/cuda_calls.h"
@@ -380,6 +381,73 @@ static void in_child_best_guess(void *unused) {
   CHECK_NUMBER(fake->loads, 1);
 }
 
+/* --- a device that gets no further until another process, which wants the same kernel, has called: a pipeline's. */
+
+enum { PATIENCE = 60 }; /* seconds; half of what a tuner's lock is waited for */
+static atomic_bool *other_called;
+static void wait_for_other(void) {
+  for (int i = 0; i < 100 * PATIENCE && !atomic_load(other_called); i++)
+    usleep(10 * 1000);
+  CHECK(atomic_load(other_called)); /* else each waits for the other */
+}
+static void in_child_stuck(void *unused) {
+  (void)unused;
+  begin();
+  fake->wait = wait_for_other;
+  check_run(0, (void *)5);
+}
+static void in_child_not_stuck(void *unused) {
+  (void)unused;
+  begin();
+  usleep(300 * 1000); /* the other one is first */
+  check_run(0, (void *)6);
+  atomic_store(other_called, true);
+}
+static void check_stuck_device(const char *autotune) {
+  atomic_store(other_called, false);
+  help_new_cache(autotune);
+  setenv("FLASH_ATTENTION_AUTOTUNE", autotune, 1);
+  const pid_t stuck = check_fork(in_child_stuck, NULL), other = check_fork(in_child_not_stuck, NULL);
+  CHECK(check_ended_well(other));
+  CHECK(check_ended_well(stuck));
+}
+/* Earlier work has failed: said, and nothing is tuned. */
+static void check_failing_wait(const char *function) {
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  fake->fail = function, fake->error = 719;
+  CHECK_NUMBER(run(0, (void *)5, &self, message), FA_FAILED);
+  CHECKF(strstr(message, "waiting for earlier work on a CUDA device failed") != NULL, "%s", message);
+  CHECK_NUMBER(fake->launches, 0);
+  CHECK_NUMBER(fake->capture_mode, 0);
+}
+static void in_child_work_failed(void *unused) {
+  (void)unused;
+  begin();
+  check_failing_wait("cuStreamSynchronize");
+  check_failing_wait("cuMemFree");
+}
+/* A bucket whose kernel is loaded already, for another bucket: nothing is waited for. */
+static void in_child_waits_for_nothing(void *unused) {
+  (void)unused;
+  begin();
+  check_run(0, (void *)5);
+  CHECK(strstr(fake->log, "capture mode 2\nsynchronize stream=5\ncapture mode 0\n") != NULL);
+  fa_table_forget();
+  fake_forget(fake);
+  check_run(0, (void *)5);
+  CHECK(strstr(fake->log, "synchronize") == NULL);
+}
+static void test_stuck_device(void) {
+  other_called = mmap(NULL, sizeof *other_called, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  check_stuck_device("0"); /* the best guess is checked too */
+  check_stuck_device("1");
+  munmap(other_called, sizeof *other_called);
+  help_new_cache("work failed");
+  IN_CHILD(in_child_work_failed, NULL);
+  IN_CHILD(in_child_waits_for_nothing, NULL);
+}
+
 static void test_tuning(void) {
   help_new_cache("tuning");
   IN_CHILD(in_child_tunes, NULL);
@@ -418,10 +486,12 @@ static void test_tuning(void) {
 
 int main(void) {
   help_begin();
-  if (help_has_nvrtc())
+  if (help_has_nvrtc()) {
     RUN(test_tuning);
-  else
+    RUN(test_stuck_device);
+  } else {
     check_skip("test_cuda_tune", "there is no NVRTC here");
+  }
   help_end();
   return check_summary();
 }
