@@ -54,11 +54,13 @@ static fa_status take_workspace(const fa_launch *launch, const fa_host *host, ch
   fa_status status = fa_cuda_check(launch->device, message);
   if (status != FA_OK)
     return status;
-  if (fa_cuda_is_capturing(launch->device, launch->stream)) /* where cuMemAlloc is refused, however much there is */
-    return fa_fail(FA_FAILED, message,
-                   "the stream is being captured into a graph, and the host gave no memory for a workspace of %zu "
-                   "bytes: pass an fa_host whose allocate can do so in a capture, from memory that it holds already",
-                   bytes);
+  /* In a capture cuMemAlloc is refused, however much memory there is. */
+  if (host->allocate == fa_default_host()->allocate && fa_cuda_is_capturing(launch->device, launch->stream))
+    return fa_fail(
+        FA_FAILED, message,
+        "the stream is being captured into a graph, in which the default host can allocate no workspace (%zu "
+        "bytes): pass an fa_host whose allocate has memory for that",
+        bytes);
   return fa_fail(FA_OUT_OF_MEMORY, message, "out of memory: %zu bytes of workspace on CUDA device %d", bytes,
                  launch->device->index);
 }

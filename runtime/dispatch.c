@@ -89,27 +89,38 @@ static fa_status make_again(const fa_device *device, const fa_problem *problem, 
   return status;
 }
 
+/* A record, with the problem of its kernel, whose target may be lower than that of `problem`, and the config. */
+typedef struct found_record {
+  fa_record record;
+  fa_problem lowered;
+  fa_config config;
+} found_record;
+static bool read_record(const fa_problem *problem, const fa_key *key, found_record *found, char *message) {
+  if (!fa_record_get(key, &found->record))
+    return false;
+  found->lowered = *problem;
+  memcpy(found->lowered.target, found->record.target, sizeof found->lowered.target);
+  fa_problem_normalize(&found->lowered);
+  return fa_config_parse(&found->lowered, found->record.config, &found->config, message, FA_MESSAGE_SIZE) == 0;
+}
+
 /* What a tuner found before, here or in another process. FA_FAILED: nothing. */
 static fa_status from_record(const fa_device *device, const fa_problem *problem, const fa_key *key,
                              const fa_ready **ready, char *message) {
-  fa_record record;
-  fa_config config;
-  fa_problem lowered = *problem;
-  if (!fa_record_get(key, &record))
+  found_record found;
+  if (!read_record(problem, key, &found, message))
     return FA_FAILED;
-  memcpy(lowered.target, record.target, sizeof lowered.target);
-  fa_problem_normalize(&lowered);
-  if (fa_config_parse(&lowered, record.config, &config, message, FA_MESSAGE_SIZE) != 0)
-    return FA_FAILED;
+  fa_record record = found.record;
   *ready = fa_find_loaded(device, record.kernel_hex);
   if (*ready)
     return FA_OK;
-  if (load_from_cache(device, &lowered, &config, record.kernel_hex, ready, message) == FA_OK) {
+  if (load_from_cache(device, &found.lowered, &found.config, record.kernel_hex, ready, message) == FA_OK) {
     fa_say("kernel %s (%s) comes from the cache", record.kernel_hex, record.config);
     return FA_OK;
   }
   const bool pinned = fa_get_settings()->autotune == FA_TUNE_PINNED;
-  fa_status status = make_again(device, &lowered, &config, pinned ? record.kernel_hex : NULL, ready, message);
+  fa_status status =
+      make_again(device, &found.lowered, &found.config, pinned ? record.kernel_hex : NULL, ready, message);
   if (status == FA_OK && strcmp((*ready)->kernel_hex, record.kernel_hex) != 0) { /* another compiler than then */
     memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
     fa_record_put(key, problem, FA_CACHE_REPLACE, &record, "");
@@ -117,8 +128,8 @@ static fa_status from_record(const fa_device *device, const fa_problem *problem,
   return status;
 }
 
-/* Publish what the tuner chose. The first published record wins, so that all processes compute with one kernel. false:
- * there is no record now. */
+/* Publish what the tuner chose. The first published record wins, so that all processes compute with one kernel, unless
+ * it is of no use here, as one for a target that this compiler does not know. false: there is no record now. */
 static bool publish(const fa_device *device, const fa_problem *problem, const fa_key *key, const char *notes,
                     const fa_ready **ready) {
   fa_record record;
@@ -129,10 +140,11 @@ static bool publish(const fa_device *device, const fa_problem *problem, const fa
     return true;
   const fa_ready *theirs = NULL;
   char ignored[FA_MESSAGE_SIZE];
-  if (from_record(device, problem, key, &theirs, ignored) != FA_OK)
-    return false;
-  *ready = theirs;
-  return true;
+  fa_status status = from_record(device, problem, key, &theirs, ignored);
+  if (status == FA_OK)
+    *ready = theirs;
+  return status == FA_OK ||
+         (status != FA_OUT_OF_MEMORY && fa_record_put(key, problem, FA_CACHE_REPLACE, &record, notes));
 }
 
 /* Nothing is known: one process at a time tunes, those that waited for it find its record. */
@@ -145,7 +157,7 @@ static fa_status tune_once(const fa_device *device, const fa_problem *problem, c
   if (!lock && fa_seconds() - asked >= TUNING_LOCK_SECONDS) {
     char description[160];
     fa_describe_problem(problem, description, sizeof description);
-    fa_warn("another process has been tuning %s for %.0f s; this one goes on without its result", description,
+    fa_warn("others have been tuning %s for %.0f s; this process goes on without their result", description,
             TUNING_LOCK_SECONDS);
   }
   fa_status status = from_record(device, problem, key, ready, message);
@@ -236,18 +248,20 @@ static fa_status resolve(const fa_device *device, const fa_problem *problem, con
   return status;
 }
 
-/* The record that resolve would begin with. */
-static bool find_record(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, fa_record *record) {
+/* The record that resolve begins with. */
+static bool find_record(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                        found_record *found) {
   fa_autotune searched[3];
+  char ignored[FA_MESSAGE_SIZE];
   const int count = searches_that_count(searched);
-  bool found = false;
-  for (int i = 0; i < count && !found; i++) {
+  bool is_there = false;
+  for (int i = 0; i < count && !is_there; i++) {
     fa_key key;
     fa_record_key(&key, device, problem, bucket, searched[i]);
-    found = fa_record_get(&key, record);
+    is_there = read_record(problem, &key, found, ignored);
     fa_key_free(&key);
   }
-  return found;
+  return is_there;
 }
 
 /* Backward with tensors like forward's. If it comes with others, that tune or compile something else, work was lost and
@@ -255,7 +269,7 @@ static bool find_record(const fa_device *device, const fa_problem *problem, cons
 static void look_ahead(const fa_device *device, const fa_problem *forward, const fa_shape *bucket, bool deterministic) {
   const fa_autotune autotune = fa_get_settings()->autotune;
   fa_problem problem = *forward;
-  fa_record ignored;
+  found_record ignored;
   problem.op = FA_BACKWARD;
   problem.deterministic = deterministic;
   fa_problem_normalize(&problem);
@@ -287,11 +301,13 @@ static void end_preparing(const fa_device *device, fa_preparing *state) {
  * receive before they send. So it is waited for here, where nothing is claimed or locked that others wait for. */
 static fa_status settle(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, void *stream,
                         char *message) {
-  fa_record record;
+  found_record found;
   fa_preparing state;
-  if (!device->ops->settle ||
-      (find_record(device, problem, bucket, &record) && fa_find_loaded(device, record.kernel_hex)))
+  if (!device->ops->settle)
     return FA_OK;
+  if (find_record(device, problem, bucket, &found) ? fa_find_loaded(device, found.record.kernel_hex) != NULL
+                                                   : fa_get_settings()->autotune == FA_TUNE_PINNED)
+    return FA_OK; /* nothing to load */
   fa_status status = begin_preparing(device, &state, message);
   if (status != FA_OK)
     return status;
@@ -314,21 +330,23 @@ static fa_status make_ready(const fa_device *device, const fa_problem *problem, 
 }
 
 /* In a graph's capture nothing can be made ready. The kernel that this bucket would get outside of one, if it is
- * loaded; else any that is there computes the same but for rounding, if it is one of the problem and the target. */
+ * loaded; else, unless only such kernels are wanted, any that is there computes the same but for rounding, if it is one
+ * of the problem and the target. */
 static fa_status find_in_capture(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                                  const fa_ready **ready, char *message) {
   char description[160];
-  fa_record record;
-  *ready = find_record(device, problem, bucket, &record) ? fa_find_loaded(device, record.kernel_hex) : NULL;
-  if (!*ready)
+  found_record found;
+  const bool pinned = fa_get_settings()->autotune == FA_TUNE_PINNED;
+  *ready = find_record(device, problem, bucket, &found) ? fa_find_loaded(device, found.record.kernel_hex) : NULL;
+  if (!*ready && !pinned)
     *ready = fa_find_loaded_for(device, problem);
   if (*ready)
     return FA_OK;
   fa_describe_problem(problem, description, sizeof description);
   return fa_fail(FA_FAILED, message,
-                 "the stream is being captured into a graph, and there is no kernel yet for %s: make one call with "
+                 "the stream is being captured into a graph, and there is no kernel yet for %s%s: make one call with "
                  "tensors like these (shapes, strides, alignment) before the capture, to compile and load it",
-                 description);
+                 description, pinned ? " (FLASH_ATTENTION_AUTOTUNE is 'pinned': of its tuning record)" : "");
 }
 
 /* Under the lock. */

@@ -189,7 +189,12 @@ def test_nothing_is_made_ready_in_a_capture() -> None:
 def test_shapes_with_a_record_in_a_capture(tuned: None) -> None:
     """Each bucket gets its own kernel, so the bits of a call outside, if this process has loaded it for another one."""
     tensors = {seqlen: make(64, seqlen=seqlen) for seqlen in (100, 1000, 4000, 300)}
-    expected = {seqlen: flash_attention(*qkv, is_causal=True) for seqlen, qkv in tensors.items()}
+    expected, configs = {}, set()
+    for seqlen, qkv in tensors.items():
+        expected[seqlen] = flash_attention(*qkv, is_causal=True)
+        configs.add(_native.last_config())
+    if len(configs) == 1:
+        pytest.skip("all these shapes have the same kernel here")
     _native.set_autotune("1")  # every call looks for its kernel again
     for seqlen, qkv in tensors.items():
         graph = torch.cuda.CUDAGraph()

@@ -29,7 +29,7 @@ torch.use_deterministic_algorithms(True)
 torch.zeros(1, device=device)
 before = has_nvrtc()
 if begins == "behind a sleep":
-    torch.cuda._sleep(20_000_000_000)  # cycles: 10 s of an H100
+    torch.cuda._sleep(30_000_000_000)  # cycles: 15 s of an H100
 if begins != "at once":
     print("ready", flush=True)
 if begins == "when told":

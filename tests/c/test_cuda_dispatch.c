@@ -132,6 +132,32 @@ static void in_child_captures_by_record(void *unused) {
   CHECK_NUMBER(fake->loads, 2);
 }
 
+static void *allocate_nothing(void *context, fa_device_type type, int device_index, size_t bytes) {
+  (void)context, (void)type, (void)device_index, (void)bytes;
+  return NULL;
+}
+/* Where only records count, another bucket's kernel does not. */
+static void in_child_captures_pinned(void *unused) {
+  (void)unused;
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  setenv("FLASH_ATTENTION_AUTOTUNE", "pinned", 1);
+  begin();
+  run_lengths(37, 37, "launch forward64 ");
+  fake->capture_status = 1;
+  run_lengths(37, 37, "launch forward64 ");
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  self.call.shape.seqlen_q = 3;
+  CHECK_NUMBER(fa_execute(&self.call, fa_default_host(), message), FA_FAILED);
+  CHECKF(strstr(message, "(FLASH_ATTENTION_AUTOTUNE is 'pinned': of its tuning record): make one call") != NULL, "%s",
+         message);
+  fake->capture_status = 0;
+  run_lengths(3, 37, "launch forward16 ");
+  fake->capture_status = 1;
+  run_lengths(3, 37, "launch forward16 ");
+}
+
 /* Without memory that is there already, a workspace cannot be had in a capture, which is no want of memory. */
 static void in_child_capture_without_memory(void *unused) {
   (void)unused;
@@ -142,7 +168,13 @@ static void in_child_capture_without_memory(void *unused) {
   fake->capture_status = 1;
   fake->fail = "cuMemAlloc", fake->error = 900; /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED */
   CHECK_NUMBER(run(0, (void *)5, &self, message), FA_FAILED);
-  CHECKF(strstr(message, "pass an fa_host whose allocate can do so in a capture") != NULL, "%s", message);
+  CHECKF(strstr(message, "pass an fa_host whose allocate has memory for that") != NULL, "%s", message);
+  /* Another host's is want of memory in a capture too. */
+  fa_host host = *fa_default_host();
+  host.allocate = allocate_nothing;
+  help_make_case(&self, false);
+  self.call.device_type = FA_DEVICE_CUDA;
+  CHECK_NUMBER(fa_execute(&self.call, &host, message), FA_OUT_OF_MEMORY);
 }
 
 /* Few queries have kernels of another target: in fp32 those add in another order, so that a capture never takes them
@@ -189,6 +221,7 @@ static void test_capture(void) {
   help_new_cache("capture by record");
   IN_CHILD(in_child_makes_records, NULL);
   IN_CHILD(in_child_captures_by_record, NULL);
+  IN_CHILD(in_child_captures_pinned, NULL);
   help_new_cache("capture of targets");
   IN_CHILD(in_child_capture_of_many, NULL);
   IN_CHILD(in_child_capture_of_few, NULL);

@@ -372,6 +372,49 @@ static void in_child_no_events(void *unused) {
   CHECKF(launched("launch forward16 "), "%s", last_launch());
 }
 
+/* A record that is of no use here, whose kernel is gone: another compiler's, for a target that this one does not know,
+ * or one that nobody can read. It is replaced once, and the next process tunes no more. */
+static void spoil_record(const char *target, const char *config) {
+  const fa_device *device = NULL;
+  fa_problem problem = {.op = FA_FORWARD, .head_dim = HELP_DIM, .head_dim_v = HELP_DIM, .target = "cuda:sm_90"};
+  static help_case self;
+  char message[FA_MESSAGE_SIZE] = "";
+  fa_shape bucket;
+  fa_key key;
+  fa_record record = {.kernel_hex = "0123456789abcdef0123456789abcdef"};
+  help_make_case(&self, false);
+  if (!CHECK(fa_find_device(FA_DEVICE_CUDA, 0, &device, message) == FA_OK))
+    return;
+  device->ops->bucket(device, &self.call.shape, &bucket);
+  snprintf(record.target, sizeof record.target, "%s", target);
+  snprintf(record.config, sizeof record.config, "%s", config);
+  fa_record_key(&key, device, &problem, &bucket, FA_TUNE_SOME);
+  CHECK(fa_record_put(&key, &problem, FA_CACHE_REPLACE, &record, ""));
+  fa_key_free(&key);
+}
+static void check_spoiled(const char *target, const char *config, int tunings) {
+  begin();
+  if (target)
+    spoil_record(target, config);
+  check_run(0, (void *)5);
+  fa_statistics statistics;
+  fa_get_statistics(&statistics);
+  CHECK_NUMBER(statistics.tunings, tunings);
+  CHECK_NUMBER(statistics.unrecorded, 0);
+}
+static void in_child_unknown_target(void *unused) {
+  (void)unused;
+  check_spoiled("cuda:sm_91a", "block_m=32", 1);
+}
+static void in_child_unknown_config(void *unused) {
+  (void)unused;
+  check_spoiled("cuda:sm_90", "nonsense=3", 1);
+}
+static void in_child_not_spoiled(void *unused) {
+  (void)unused;
+  check_spoiled(NULL, NULL, 0);
+}
+
 static void in_child_best_guess(void *unused) {
   (void)unused;
   setenv("FLASH_ATTENTION_AUTOTUNE", "0", 1);
@@ -427,7 +470,7 @@ static void in_child_work_failed(void *unused) {
   check_failing_wait("cuStreamSynchronize");
   check_failing_wait("cuMemFree");
 }
-/* A bucket whose kernel is loaded already, for another bucket: nothing is waited for. */
+/* A kernel that is loaded already: nothing is waited for. */
 static void in_child_waits_for_nothing(void *unused) {
   (void)unused;
   begin();
@@ -480,6 +523,11 @@ static void test_tuning(void) {
   IN_CHILD(in_child_busy, NULL);
   help_new_cache("events");
   IN_CHILD(in_child_no_events, NULL);
+  help_new_cache("spoiled");
+  IN_CHILD(in_child_unknown_target, NULL);
+  IN_CHILD(in_child_not_spoiled, NULL);
+  IN_CHILD(in_child_unknown_config, NULL);
+  IN_CHILD(in_child_not_spoiled, NULL);
   help_new_cache("guess");
   IN_CHILD(in_child_best_guess, NULL);
 }
