@@ -131,15 +131,27 @@ static const choices lists[] = {
     {FA_MAX_HEAD_DIM, {{128, 64, 6, 2, 0}, {128, 64, 6, 2, 1}}},
 };
 
+/* Keys that are computed with: whole blocks. */
+static int64_t padded_keys(const fa_shape *shape, fp32_config c) {
+  return ceil_div64(shape->seqlen_k, c.block_n) * c.block_n;
+}
+
+/* Of short sequences, large blocks leave more of the last one empty than they gain elsewhere: those with least of it,
+ * or nearly so, go first. */
 static int candidates(const fa_problem *problem, const fa_shape *shape, fa_config *configs) {
-  (void)shape;
   const int dim = problem->head_dim > problem->head_dim_v ? problem->head_dim : problem->head_dim_v;
   const choices *of = lists;
   while (of->dim < dim)
     of++;
+  int64_t least = INT64_MAX;
+  for (const fp32_config *c = of->list; c->block_m && shape; c++)
+    if (padded_keys(shape, *c) < least)
+      least = padded_keys(shape, *c);
   int count = 0;
-  for (; of->list[count].block_m; count++)
-    write_config(of->list[count], &configs[count]);
+  for (int fits_well = 1; fits_well >= 0; fits_well--)
+    for (const fp32_config *c = of->list; c->block_m; c++)
+      if ((!shape || padded_keys(shape, *c) <= least + least / 16) == fits_well)
+        write_config(*c, &configs[count++]);
   return count;
 }
 

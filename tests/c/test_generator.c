@@ -268,6 +268,19 @@ static void test_keys_in_parts(void) {
   CHECK(tiny.num_splits == 1 && tiny.grid[0] == 1 && tiny.grid[1] == 0 && tiny.workspace_bytes == 0);
 }
 
+/* The best guess for short sequences on Hopper in fp32: what computes with fewest keys that are not there. */
+static void test_short_keys(void) {
+  fa_problem problem = {.op = FA_FORWARD, .head_dim = 64, .head_dim_v = 64, .target = "cuda:sm_90a"};
+  static const int64_t expected[][2] = {{5, 128}, {128, 128}, {512, 128}, {1024, 128}, {2048, 192}, {16384, 192}};
+  for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
+    const fa_shape shape = {1, 16, 16, 1024, expected[i][0]};
+    CHECKF(fa_candidates(&problem, &shape, configs, message, sizeof message) == 3, "%s", message);
+    CHECK_NUMBER(fa_config_get(&configs[0], "block_n", 0), expected[i][1]);
+  }
+  CHECK(fa_candidates(&problem, NULL, configs, message, sizeof message) == 3);
+  CHECK_NUMBER(fa_config_get(&configs[0], "block_n", 0), 192);
+}
+
 static void test_plans(void) {
   fa_problem problem = plain;
   fa_plan plan, again;
@@ -305,6 +318,7 @@ int main(void) {
   RUN(test_constants_of_a_template);
   RUN(test_grid);
   RUN(test_keys_in_parts);
+  RUN(test_short_keys);
   RUN(test_plans);
   remove_test_dir();
   return check_summary();
