@@ -7,12 +7,16 @@
  * well-known race: somebody opened the file before it was removed and locks it afterwards, while a third one
  * locks a new file of the same name. So a lock counts only if the locked file still has its name.
  *
+ * A forked child inherits the open file, and with it the lock, which would then outlive a parent that is killed: the
+ * child closes what its parent has open here.
+ *
  * The lock saves work and nothing else: entries are right without it, so any trouble here means "go on without".
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,10 +27,59 @@
 #include "cache/internal.h"
 
 struct fa_cache_lock {
-  int file;
+  int file;     /* -1: not open, as all are in a forked child */
   pid_t holder; /* a forked child has a copy of this, but does not hold the lock */
   char path[PATH_MAX];
+  struct fa_cache_lock *next; /* in the list of all that this process has open */
 };
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* of the list, and of `file` of those in it */
+static fa_cache_lock *open_locks;
+static pthread_once_t watch_forks_once = PTHREAD_ONCE_INIT;
+
+static void before_fork(void) { pthread_mutex_lock(&mutex); }
+
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&mutex); }
+
+static void after_fork_in_child(void) {
+  for (fa_cache_lock *lock = open_locks; lock; lock = lock->next) {
+    if (lock->file >= 0)
+      close(lock->file);
+    lock->file = -1;
+  }
+  open_locks = NULL;
+  pthread_mutex_unlock(&mutex);
+}
+
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); }
+
+static void enlist(fa_cache_lock *lock) {
+  pthread_once(&watch_forks_once, watch_forks);
+  pthread_mutex_lock(&mutex);
+  lock->next = open_locks;
+  open_locks = lock;
+  pthread_mutex_unlock(&mutex);
+}
+
+static void close_file(fa_cache_lock *lock) {
+  pthread_mutex_lock(&mutex);
+  if (lock->file >= 0)
+    close(lock->file);
+  lock->file = -1;
+  pthread_mutex_unlock(&mutex);
+}
+
+static void discard(fa_cache_lock *lock) {
+  close_file(lock);
+  pthread_mutex_lock(&mutex);
+  fa_cache_lock **at = &open_locks;
+  while (*at && *at != lock)
+    at = &(*at)->next;
+  if (*at)
+    *at = lock->next;
+  pthread_mutex_unlock(&mutex);
+  free(lock);
+}
 
 static double seconds_now(void) {
   struct timespec now;
@@ -41,12 +94,16 @@ static bool has_name(int file, const char *path) {
 }
 
 /* O_RDWR: over NFS an exclusive lock needs a file that is open for writing. */
-static int open_lock_file(const char *locks, const char *path) {
+static bool open_file(fa_cache_lock *lock, const char *locks) {
   int flags = O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
-  int file = open(path, flags, 0600);
-  if (file < 0 && errno == ENOENT && (mkdir(locks, 0700) == 0 || errno == EEXIST))
-    file = open(path, flags, 0600);
-  return file;
+  pthread_mutex_lock(&mutex);
+  lock->file = open(lock->path, flags, 0600);
+  if (lock->file < 0 && errno == ENOENT && (mkdir(locks, 0700) == 0 || errno == EEXIST))
+    lock->file = open(lock->path, flags, 0600);
+  const int error = errno;
+  pthread_mutex_unlock(&mutex);
+  errno = error; /* for the message */
+  return lock->file >= 0;
 }
 
 fa_cache_lock *fa_lock_named(const char *directory, const char *name, double seconds) {
@@ -62,19 +119,16 @@ fa_cache_lock *fa_lock_named(const char *directory, const char *name, double sec
   long pause = 500 * 1000L; /* nanoseconds; doubles up to 16 ms, as flock itself knows no time bound */
   lock->holder = getpid();
   lock->file = -1;
+  enlist(lock);
   for (;;) {
-    if (lock->file < 0) {
-      lock->file = open_lock_file(locks, lock->path);
-      if (lock->file < 0) {
-        fa_warn_write("lock", lock->path);
-        break;
-      }
+    if (lock->file < 0 && !open_file(lock, locks)) {
+      fa_warn_write("lock", lock->path);
+      break;
     }
     if (flock(lock->file, LOCK_EX | LOCK_NB) == 0) {
       if (has_name(lock->file, lock->path))
         return lock;
-      close(lock->file); /* its last holder removed it: take the new one, if there is time */
-      lock->file = -1;
+      close_file(lock); /* its last holder removed it: take the new one, if there is time */
     } else if (errno != EWOULDBLOCK && errno != EINTR) {
       fa_warn_once(FA_TROUBLE_LOCK, "%s cannot be locked (%s); the same work may be done more than once", lock->path,
                    strerror(errno));
@@ -86,9 +140,7 @@ fa_cache_lock *fa_lock_named(const char *directory, const char *name, double sec
     nanosleep(&span, NULL);
     pause = pause < 8 * 1000 * 1000L ? 2 * pause : pause;
   }
-  if (lock->file >= 0)
-    close(lock->file);
-  free(lock);
+  discard(lock);
   return NULL;
 }
 
@@ -108,11 +160,10 @@ void fa_cache_unlock(fa_cache_lock *lock) {
     /* Remove, then release; and only what is ours: the name may have been cleared away and be another's by now. */
     if (has_name(lock->file, lock->path))
       (void)unlink(lock->path);
-    /* Not only close(): a child forked meanwhile has the file open, too. */
+    /* Not only close(): a child that was not forked by fork() may have the file open, too. */
     (void)flock(lock->file, LOCK_UN);
   }
-  close(lock->file);
-  free(lock);
+  discard(lock);
 }
 
 void fa_locks_sweep(const char *directory, int64_t older_than_seconds) {

@@ -248,20 +248,25 @@ static fa_status resolve(const fa_device *device, const fa_problem *problem, con
   return status;
 }
 
-/* The record that resolve begins with. */
-static bool find_record(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
-                        found_record *found) {
+/* Of the records that count: is there one, and which is the first whose kernel is loaded? NULL: none's is. */
+static const fa_ready *find_recorded(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
+                                     bool *is_recorded) {
   fa_autotune searched[3];
   char ignored[FA_MESSAGE_SIZE];
   const int count = searches_that_count(searched);
-  bool is_there = false;
-  for (int i = 0; i < count && !is_there; i++) {
+  const fa_ready *ready = NULL;
+  *is_recorded = false;
+  for (int i = 0; i < count && !ready; i++) {
+    found_record found;
     fa_key key;
     fa_record_key(&key, device, problem, bucket, searched[i]);
-    is_there = read_record(problem, &key, found, ignored);
+    if (read_record(problem, &key, &found, ignored)) {
+      *is_recorded = true;
+      ready = fa_find_loaded(device, found.record.kernel_hex);
+    }
     fa_key_free(&key);
   }
-  return is_there;
+  return ready;
 }
 
 /* Backward with tensors like forward's. If it comes with others, that tune or compile something else, work was lost and
@@ -269,11 +274,12 @@ static bool find_record(const fa_device *device, const fa_problem *problem, cons
 static void look_ahead(const fa_device *device, const fa_problem *forward, const fa_shape *bucket, bool deterministic) {
   const fa_autotune autotune = fa_get_settings()->autotune;
   fa_problem problem = *forward;
-  found_record ignored;
+  bool is_recorded;
   problem.op = FA_BACKWARD;
   problem.deterministic = deterministic;
   fa_problem_normalize(&problem);
-  if (autotune == FA_TUNE_PINNED || find_record(device, &problem, bucket, &ignored))
+  find_recorded(device, &problem, bucket, &is_recorded);
+  if (autotune == FA_TUNE_PINNED || is_recorded)
     return;
   fa_build_ahead(device, &problem, bucket, autotune);
 }
@@ -301,13 +307,10 @@ static void end_preparing(const fa_device *device, fa_preparing *state) {
  * receive before they send. So it is waited for here, where nothing is claimed or locked that others wait for. */
 static fa_status settle(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, void *stream,
                         char *message) {
-  found_record found;
+  bool ignored;
   fa_preparing state;
-  if (!device->ops->settle)
+  if (!device->ops->settle || find_recorded(device, problem, bucket, &ignored))
     return FA_OK;
-  if (find_record(device, problem, bucket, &found) ? fa_find_loaded(device, found.record.kernel_hex) != NULL
-                                                   : fa_get_settings()->autotune == FA_TUNE_PINNED)
-    return FA_OK; /* nothing to load */
   fa_status status = begin_preparing(device, &state, message);
   if (status != FA_OK)
     return status;
@@ -335,9 +338,9 @@ static fa_status make_ready(const fa_device *device, const fa_problem *problem, 
 static fa_status find_in_capture(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                                  const fa_ready **ready, char *message) {
   char description[160];
-  found_record found;
+  bool ignored;
   const bool pinned = fa_get_settings()->autotune == FA_TUNE_PINNED;
-  *ready = find_record(device, problem, bucket, &found) ? fa_find_loaded(device, found.record.kernel_hex) : NULL;
+  *ready = find_recorded(device, problem, bucket, &ignored);
   if (!*ready && !pinned)
     *ready = fa_find_loaded_for(device, problem);
   if (*ready)

@@ -206,17 +206,19 @@ def test_offsets_past_two_to_the_31(device):
     assert_close(run(flash_attention, query, key, value, grad_output), reference(query, key, value, grad_output))
 
 
-@pytest.mark.parametrize("gradient", ["expanded", "dense"])
+@pytest.mark.parametrize(
+    ("dtype", "gradient"), [(torch.bfloat16, "expanded"), (torch.bfloat16, "dense"), (torch.float32, "dense")]
+)
 @pytest.mark.parametrize("large", ["query", "key"])
-def test_more_than_two_to_the_31_elements(cuda, much_memory, large, gradient):
+def test_more_than_two_to_the_31_elements(cuda, much_memory, large, dtype, gradient):
     """Each of them is read or written, forward and backward, and the last are as right as the first. An expanded
     gradient keeps backward to the portable kernels; a dense one has as many elements as the query."""
-    needed = 31 if gradient == "dense" and large == "query" else 26
+    needed = (31 if gradient == "dense" and large == "query" else 26) * dtype.itemsize / 2
     if much_memory < needed:
-        pytest.skip(f"needs {needed} GiB of the GPU's memory, {much_memory:.0f} are free")
+        pytest.skip(f"needs {needed:.0f} GiB of the GPU's memory, {much_memory:.0f} are free")
     heads, few, many, dim = 64, 16, 2**31 // (64 * 128) + 64, 128
     lengths = (many, few) if large == "query" else (few, many)
-    options = {"dtype": torch.bfloat16, "device": cuda}
+    options = {"dtype": dtype, "device": cuda}
     query = torch.randn(1, heads, lengths[0], dim, **options)
     key, value = (torch.randn(1, heads, lengths[1], dim, **options) for _ in range(2))
     assert max(query.numel(), key.numel()) > 2**31

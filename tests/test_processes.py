@@ -28,12 +28,12 @@ device, dtypes, begins = sys.argv[1:]
 torch.use_deterministic_algorithms(True)
 torch.zeros(1, device=device)
 before = has_nvrtc()
-if begins == "behind a sleep":
-    torch.cuda._sleep(30_000_000_000)  # cycles: 15 s of an H100
 if begins != "at once":
     print("ready", flush=True)
-if begins == "when told":
     sys.stdin.readline()
+if begins == "behind a sleep":
+    with torch.cuda.stream(torch.cuda.Stream()):  # not the calls', which copies to the GPU wait for
+        torch.cuda._sleep(30_000_000_000)  # cycles: 15 s of an H100
 digest = hashlib.sha256()
 for dtype in dtypes.split(","):
     torch.manual_seed(0)
@@ -55,7 +55,9 @@ print(json.dumps({
 def start(
     cache: Path, device, dtypes: str = "float32", begins: str = "at once", **environment: str
 ) -> subprocess.Popen:
-    """A new process that makes CALLS, "when told" by a line of standard input, or "behind a sleep" on its stream."""
+    """A new process that makes CALLS: "at once", "when told" by a line of standard input, or then "behind a sleep" of
+    the GPU.
+    """
     env = {**os.environ, "FLASH_ATTENTION_CACHE_DIR": str(cache), "FLASH_ATTENTION_AUTOTUNE": "1", **environment}
     line = [sys.executable, "-c", CALLS, device.type, dtypes, begins]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -137,8 +139,11 @@ def test_device_that_gets_no_further(tmp_path):
         processes = [start(tmp_path / "cache", cuda, begins=begins) for begins in ("behind a sleep", "when told")]
         for process in processes:
             stack.callback(process.kill)
+        for process in processes:
             assert process.stdout.readline() == "ready\n", process.stderr.read()
         stuck, other = processes
+        stuck.stdin.write("\n")
+        stuck.stdin.flush()
         time.sleep(1)  # by now it has come to its call
         begin = time.monotonic()
         results = [finish(other, "\n")]

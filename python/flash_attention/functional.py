@@ -59,10 +59,10 @@ def flash_attention(
     Returns:
         (..., heads, seqlen_q, head_dim_v), dtype and device of query, dimensions in the order in which query
         has them in memory (contiguous where query overlaps itself). Without keys it is zeros. Equal tensors
-        (values, shapes, strides, addresses modulo 16) give equal bits, whatever the number of threads; gradients of
-        16-bit tensors on a GPU only under torch.use_deterministic_algorithms(True), which costs up to 1.4 times the
-        time; a call in a captured CUDA graph only if this process has loaded its kernel, as any call like it outside
-        does. Scores and sums are kept in float32.
+        (values, shapes, strides, addresses modulo 16) give equal bits, whatever the number of threads, with the same
+        cache; gradients of 16-bit tensors on a GPU only under torch.use_deterministic_algorithms(True), which costs up
+        to 1.4 times the time; a call in a captured CUDA graph only if this process has loaded its kernel, as any call
+        like it outside does. Scores and sums are kept in float32.
         Differentiable once: double backward and forward-mode AD raise NotImplementedError.
 
     Raises:

@@ -160,9 +160,47 @@ static void test_fork(void) {
   unshare_it(shared);
 }
 
+/* A holder that is killed while a child of its own lives on: the child does not keep the lock. */
+static void living_body(void *argument) {
+  struct family *family = argument;
+  atomic_store(&family->shared->ready, 1);
+  while (atomic_load(&family->shared->go) == 0)
+    sleep_microseconds(200);
+  atomic_store(&family->shared->entered, 1);
+}
+static void parent_body(void *argument) {
+  struct family *family = argument;
+  fa_key key = key_of("kernel", 1);
+  CHECK(fa_cache_lock_key(family->cache, &key, 0.0) != NULL);
+  check_fork(living_body, family);
+  for (;;)
+    pause();
+}
+static void test_killed_with_a_child(void) {
+  struct shared *shared = share(scratch_make());
+  fa_cache *cache = fa_cache_open(shared->s.directory);
+  fa_key key = key_of("kernel", 1);
+  struct family family = {shared, cache, NULL};
+  pid_t parent = check_fork(parent_body, &family);
+  while (atomic_load(&shared->ready) == 0)
+    sleep_microseconds(200);
+  CHECK(fa_cache_lock_key(cache, &key, 0.0) == NULL);
+  CHECK(kill(parent, SIGKILL) == 0 && waitpid(parent, NULL, 0) == parent);
+  fa_cache_lock *lock = fa_cache_lock_key(cache, &key, 0.0);
+  CHECK(lock != NULL);
+  fa_cache_unlock(lock);
+  atomic_store(&shared->go, 1);
+  while (atomic_load(&shared->entered) == 0)
+    sleep_microseconds(200);
+  fa_key_free(&key);
+  fa_cache_close(cache);
+  unshare_it(shared);
+}
+
 int main(void) {
   RUN(test_one_holder);
   RUN(test_lock_bounds_and_death);
   RUN(test_fork);
+  RUN(test_killed_with_a_child);
   return check_summary();
 }
