@@ -33,7 +33,7 @@ if begins != "at once":
     sys.stdin.readline()
 if begins == "behind a sleep":
     with torch.cuda.stream(torch.cuda.Stream()):  # not the calls', which copies to the GPU wait for
-        torch.cuda._sleep(30_000_000_000)  # cycles: 15 s of an H100
+        torch.cuda._sleep(50_000_000_000)  # cycles: 25 s of an H100
 digest = hashlib.sha256()
 for dtype in dtypes.split(","):
     torch.manual_seed(0)
