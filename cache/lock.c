@@ -70,8 +70,9 @@ static void close_file(fa_cache_lock *lock) {
 }
 
 static void discard(fa_cache_lock *lock) {
-  close_file(lock);
   pthread_mutex_lock(&mutex);
+  if (lock->file >= 0)
+    close(lock->file);
   fa_cache_lock **at = &open_locks;
   while (*at && *at != lock)
     at = &(*at)->next;

@@ -3,7 +3,6 @@
  *
  *     fa_execute   the table in memory knows the kernel: launch it. No lock, no allocation, no environment.
  *     prepare      it does not: one thread finds out, others that want the same wait for it.
- *     settle       a kernel will be loaded: what the device has to do for this process already ends first.
  *     resolve      the tuning record on disk names config and kernel, and the cache holds the kernel: load it.
  *     tune_once    nothing is known: one process generates, compiles and times candidates, and writes the record.
  *     pinned       instead of the last two, where only what is on disk may be used.
@@ -110,20 +109,20 @@ static fa_status from_record(const fa_device *device, const fa_problem *problem,
   found_record found;
   if (!read_record(problem, key, &found, message))
     return FA_FAILED;
-  fa_record record = found.record;
-  *ready = fa_find_loaded(device, record.kernel_hex);
+  fa_record *record = &found.record;
+  *ready = fa_find_loaded(device, record->kernel_hex);
   if (*ready)
     return FA_OK;
-  if (load_from_cache(device, &found.lowered, &found.config, record.kernel_hex, ready, message) == FA_OK) {
-    fa_say("kernel %s (%s) comes from the cache", record.kernel_hex, record.config);
+  if (load_from_cache(device, &found.lowered, &found.config, record->kernel_hex, ready, message) == FA_OK) {
+    fa_say("kernel %s (%s) comes from the cache", record->kernel_hex, record->config);
     return FA_OK;
   }
   const bool pinned = fa_get_settings()->autotune == FA_TUNE_PINNED;
   fa_status status =
-      make_again(device, &found.lowered, &found.config, pinned ? record.kernel_hex : NULL, ready, message);
-  if (status == FA_OK && strcmp((*ready)->kernel_hex, record.kernel_hex) != 0) { /* another compiler than then */
-    memcpy(record.kernel_hex, (*ready)->kernel_hex, sizeof record.kernel_hex);
-    fa_record_put(key, problem, FA_CACHE_REPLACE, &record, "");
+      make_again(device, &found.lowered, &found.config, pinned ? record->kernel_hex : NULL, ready, message);
+  if (status == FA_OK && strcmp((*ready)->kernel_hex, record->kernel_hex) != 0) { /* another compiler than then */
+    memcpy(record->kernel_hex, (*ready)->kernel_hex, sizeof record->kernel_hex);
+    fa_record_put(key, problem, FA_CACHE_REPLACE, record, "");
   }
   return status;
 }
@@ -147,10 +146,16 @@ static bool publish(const fa_device *device, const fa_problem *problem, const fa
          (status != FA_OUT_OF_MEMORY && fa_record_put(key, problem, FA_CACHE_REPLACE, &record, notes));
 }
 
-/* Nothing is known: one process at a time tunes, those that waited for it find its record. */
+/* Nothing is known: one process at a time tunes, those that waited for it find its record. To load kernels, the driver
+ * waits until this process's work on the device is done, and that may wait for what another process does after a call
+ * like this one, as in a pipeline, whose stages receive before they send. So it is waited for before the lock is taken.
+ */
 static fa_status tune_once(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                            const fa_key *key, const fa_host *host, void *stream, const fa_ready **ready,
                            char *message) {
+  fa_status status = device->ops->settle ? device->ops->settle(device, stream, message) : FA_OK;
+  if (status != FA_OK)
+    return status;
   fa_cache *cache = fa_shared_cache();
   const double asked = fa_seconds();
   fa_cache_lock *lock = fa_cache_lock_key(cache, key, TUNING_LOCK_SECONDS);
@@ -160,7 +165,7 @@ static fa_status tune_once(const fa_device *device, const fa_problem *problem, c
     fa_warn("others have been tuning %s for %.0f s; this process goes on without their result", description,
             TUNING_LOCK_SECONDS);
   }
-  fa_status status = from_record(device, problem, key, ready, message);
+  status = from_record(device, problem, key, ready, message);
   if (status != FA_OK) {
     /* A choice that cannot be kept would be made anew, perhaps differently, by each process; the best guess is the
      * same in all of them. */
@@ -293,42 +298,18 @@ static fa_problem choose_target(const fa_device *device, const fa_problem *probl
   return chosen;
 }
 
-static fa_status begin_preparing(const fa_device *device, fa_preparing *state, char *message) {
-  return device->ops->begin_preparing ? device->ops->begin_preparing(device, state, message) : FA_OK;
-}
-
-static void end_preparing(const fa_device *device, fa_preparing *state) {
-  if (device->ops->end_preparing)
-    device->ops->end_preparing(device, state);
-}
-
-/* To load a kernel, the driver waits until this process's work on the device is done, and the tuner computes behind it;
- * and that work may wait for what another process does after a call like this one, as in a pipeline, whose stages
- * receive before they send. So it is waited for here, where nothing is claimed or locked that others wait for. */
-static fa_status settle(const fa_device *device, const fa_problem *problem, const fa_shape *bucket, void *stream,
-                        char *message) {
-  bool ignored;
-  fa_preparing state;
-  if (!device->ops->settle || find_recorded(device, problem, bucket, &ignored))
-    return FA_OK;
-  fa_status status = begin_preparing(device, &state, message);
-  if (status != FA_OK)
-    return status;
-  status = device->ops->settle(device, stream, message);
-  end_preparing(device, &state);
-  return status;
-}
-
 static fa_status make_ready(const fa_device *device, const fa_problem *problem, const fa_shape *bucket,
                             const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
   fa_preparing state;
-  fa_status status = begin_preparing(device, &state, message);
+  fa_status status = device->ops->begin_preparing ? device->ops->begin_preparing(device, &state, message) : FA_OK;
   if (status != FA_OK)
     return status;
+  const fa_problem chosen = choose_target(device, problem, bucket);
   if (call->backward_follows && call->op == FA_FORWARD)
-    look_ahead(device, problem, bucket, call->deterministic);
-  status = resolve(device, problem, bucket, &call->shape, host, call->stream, ready, message);
-  end_preparing(device, &state);
+    look_ahead(device, &chosen, bucket, call->deterministic);
+  status = resolve(device, &chosen, bucket, &call->shape, host, call->stream, ready, message);
+  if (device->ops->end_preparing)
+    device->ops->end_preparing(device, &state);
   return status;
 }
 
@@ -340,12 +321,13 @@ static fa_status find_in_capture(const fa_device *device, const fa_problem *prob
   char description[160];
   bool ignored;
   const bool pinned = fa_get_settings()->autotune == FA_TUNE_PINNED;
-  *ready = find_recorded(device, problem, bucket, &ignored);
+  const fa_problem chosen = choose_target(device, problem, bucket);
+  *ready = find_recorded(device, &chosen, bucket, &ignored);
   if (!*ready && !pinned)
-    *ready = fa_find_loaded_for(device, problem);
+    *ready = fa_find_loaded_for(device, &chosen);
   if (*ready)
     return FA_OK;
-  fa_describe_problem(problem, description, sizeof description);
+  fa_describe_problem(&chosen, description, sizeof description);
   return fa_fail(FA_FAILED, message,
                  "the stream is being captured into a graph, and there is no kernel yet for %s%s: make one call with "
                  "tensors like these (shapes, strides, alignment) before the capture, to compile and load it",
@@ -365,12 +347,8 @@ void fa_last_config(char *config, size_t size) {
  * A failure is not kept: the next call tries again. */
 static fa_status prepare(const fa_device *device, const fa_problem *problem, const fa_table_key *key,
                          const fa_call *call, const fa_host *host, const fa_ready **ready, char *message) {
-  const fa_problem chosen = choose_target(device, problem, &key->bucket);
   if (device->ops->is_capturing && device->ops->is_capturing(device, call->stream))
-    return find_in_capture(device, &chosen, &key->bucket, ready, message);
-  fa_status status = settle(device, &chosen, &key->bucket, call->stream, message);
-  if (status != FA_OK)
-    return status;
+    return find_in_capture(device, problem, &key->bucket, ready, message);
   fa_lock();
   fa_slot *slot = fa_table_slot(key);
   if (!slot) {
@@ -382,7 +360,7 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
     fa_wait();
   *ready = atomic_load_explicit(&slot->ready, memory_order_acquire);
   if (*ready || slot->attempts != attempts) { /* somebody else did it, or failed to */
-    status = *ready ? FA_OK : slot->status;
+    fa_status status = *ready ? FA_OK : slot->status;
     if (status != FA_OK)
       fa_fail(status, message, "%s", slot->failure ? slot->failure : "out of memory");
     fa_unlock();
@@ -391,7 +369,7 @@ static fa_status prepare(const fa_device *device, const fa_problem *problem, con
   slot->claimed_by = fa_generation();
   fa_unlock();
 
-  status = make_ready(device, &chosen, &key->bucket, call, host, ready, message);
+  fa_status status = make_ready(device, problem, &key->bucket, call, host, ready, message);
 
   fa_lock();
   slot->claimed_by = 0;

@@ -116,7 +116,7 @@ typedef struct fa_target {
   fa_status (*copy)(const fa_device *device, void *stream, void *to, const void *from, size_t bytes, fa_copy_kind kind,
                     char *message);
 
-  /* Optional, before kernels are loaded or tried: return when all that this process has the device do is done, on the
+  /* Optional, before kernels are tried: return when all that this process has the device do is done, on the
    * stream in any case. */
   fa_status (*settle)(const fa_device *device, void *stream, char *message);
 
